@@ -37,12 +37,13 @@ var arrows = map[string][]string{
 	"internal/dnsx/dnstest": {"internal/dnsx", "internal/mta"},
 	"internal/dsn":          {"internal/mta"},
 	"internal/testkit":      {"internal/mta", "internal/smtpc", "internal/dnsx"},
+	"internal/testkit/peer": {},
 	"internal/archtest":     {},
 	"internal/mta":          {},
 }
 
 // testOnly may be imported by tests alone.
-var testOnly = []string{"internal/testkit", "internal/dnsx/dnstest", "spool/spooltest"}
+var testOnly = []string{"internal/testkit", "internal/testkit/peer", "internal/dnsx/dnstest", "spool/spooltest"}
 
 // topLevel is all that may stand at the root.
 var topLevel = []string{

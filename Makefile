@@ -1,0 +1,57 @@
+# `make help` lists the targets. Everything needs only Go; what needs more says so.
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+.PHONY: help build run demo test race e2e peers lint fmt fuzz bench cover clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+build: ## build ./understudy, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -o understudy ./cmd/understudy
+
+run: ## run a server on the embedded configuration: loopback, high ports, no root
+	$(GO) run ./cmd/understudy serve
+
+demo: ## play an outage on loopback, half a minute
+	$(GO) run ./cmd/understudy demo
+
+test: ## run the tests
+	$(GO) vet ./...
+	$(GO) test ./...
+
+race: ## run the tests with the race detector (needs a C compiler)
+	$(GO) test -race -short ./...
+
+e2e: ## run the end-to-end tests alone
+	$(GO) test -count=1 ./cmd/understudy/...
+
+peers: ## run the tests, those with real peers required (needs Debian's postfix, swaks, … : see HACKING.md)
+	UNDERSTUDY_PEERS=1 $(GO) test -count=1 ./...
+
+lint: ## gofmt, vet, staticcheck, known vulnerabilities
+	@fmt=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	@.ci/vulncheck
+
+fmt: ## format the code
+	gofmt -w $$(git ls-files '*.go')
+
+fuzz: ## fuzz every target for FUZZTIME (default 10s)
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $${FUZZTIME:-10s} $$pkg || exit 1; \
+		done; \
+	done
+
+bench: ## run the benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+cover: ## measure the tests' coverage
+	$(GO) test -coverprofile coverage.out ./...
+	$(GO) tool cover -func coverage.out | tail -1
+
+clean: ## remove what builds and runs left here
+	rm -rf understudy understudy-data coverage.out
