@@ -23,14 +23,16 @@ type Conn struct {
 	lmtp     bool
 	limits   Timeouts
 
-	nc     net.Conn
-	r      *bufio.Reader
-	w      *bufio.Writer
-	caps   Caps
-	tls    *tls.ConnectionState
-	tlsErr error
-	trace  []StepFact
-	dead   atomic.Bool
+	nc       net.Conn
+	r        *bufio.Reader
+	w        *bufio.Writer
+	caps     Caps
+	tls      *tls.ConnectionState
+	tlsErr   error
+	verified bool // the primary's certificate is known to be its own
+	trace    []StepFact
+	dead     atomic.Bool
+	block    time.Duration // limit for each write
 }
 
 func newConn(d *Dialer, p mta.Primary, o Options, at dialled) *Conn {
@@ -43,7 +45,15 @@ func newConn(d *Dialer, p mta.Primary, o Options, at dialled) *Conn {
 func (c *Conn) attach(nc net.Conn) {
 	c.nc = nc
 	c.r = bufio.NewReaderSize(nc, maxReplyLine)
-	c.w = bufio.NewWriterSize(nc, 32<<10)
+	c.w = bufio.NewWriterSize((*timedWriter)(c), 32<<10)
+}
+
+// timedWriter gives each write its time limit.
+type timedWriter Conn
+
+func (w *timedWriter) Write(b []byte) (int, error) {
+	w.nc.SetWriteDeadline(time.Now().Add(w.block))
+	return w.nc.Write(b)
 }
 
 // Primary is who the session is with.
@@ -168,7 +178,8 @@ func (c *Conn) roundTrip(ctx context.Context, s Step, line string) (mta.Reply, e
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	c.nc.SetDeadline(time.Now().Add(c.limits.of(s)))
+	c.block = c.limits.of(s)
+	c.nc.SetReadDeadline(time.Now().Add(c.block))
 	if line != "" {
 		if c.r.Buffered() > 0 { // a 421 of a primary that stops, or an answer to nothing
 			return c.unasked(s)

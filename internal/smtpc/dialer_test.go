@@ -150,6 +150,9 @@ func TestTheErrorNamesTheStepAndTheReply(t *testing.T) {
 					c.Close()
 				}
 				e, ok := errors.AsType[*smtpc.Error](err)
+				if ok && want == smtpc.StepBanner && name == "reset" && e.Step == smtpc.StepDial {
+					return // it can come before we know that we are connected
+				}
 				if !ok || e.Step != want {
 					t.Fatalf("error %v, want one at %s", err, want)
 				}

@@ -84,3 +84,7 @@ func (c *Conn) tlsConfig(*TLSPolicy) *tls.Config {
 	}
 	return cfg
 }
+
+// keepsRequireTLS reports that a message with REQUIRETLS may go this way (RFC 8689, 4.2.1): the certificate was verified
+// and the primary offers the extension.
+func (c *Conn) keepsRequireTLS() bool { return c.tls != nil && c.verified && c.caps.RequireTLS }
