@@ -1,0 +1,54 @@
+package healthprobe
+
+import (
+	"time"
+
+	"understudy/internal/mta"
+)
+
+// watch is one primary under observation, whatever number of domains it serves. Prober.mu guards it.
+type watch struct {
+	slot
+	primary mta.Primary
+	key     string // primary.String()
+	domains map[string]bool
+
+	belief  belief
+	asked   string    // the domain whose postmaster the last probe named
+	knows   bool      // it accepted a probe's recipient once
+	last    Probe     // zero before the first
+	started time.Time // of the last probe
+	proved  time.Time // when it last took mail from us
+	running bool      // a probe is on its way
+	again   bool      // and another was asked for meanwhile
+	dropped bool      // no domain has it as a primary any more
+}
+
+func newWatch(p mta.Primary) *watch {
+	return &watch{slot: slot{index: -1}, primary: p, key: p.String(), domains: make(map[string]bool)}
+}
+
+// subject is the domain whose postmaster is named. It stays as long as it is not refused, so that a success can be
+// confirmed, and changes after a refusal: one domain that the primary does not know must not close it to the others.
+func (w *watch) subject() string {
+	if w.domains[w.asked] && w.last.result != refused {
+		return w.asked
+	}
+	other := w.asked
+	for d := range w.domains { // the order is random
+		if d != w.asked {
+			return d
+		}
+		other = d
+	}
+	return other
+}
+
+// open reports whether mail may be sent.
+func (w *watch) open() bool { return w.belief.state == Up }
+
+// fresh reports that mail which the primary took makes a probe needless for now.
+func (w *watch) fresh(now time.Time, every time.Duration) bool {
+	return w.belief.state == Up && w.belief.fails == 0 && !w.belief.doubt && now.Sub(w.proved) < every &&
+		now.Sub(w.started) < maxUnprobed*every
+}
