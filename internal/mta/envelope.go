@@ -14,6 +14,7 @@ type Peer struct {
 	Helo  string         `json:"helo,omitempty"`  // as sent; never write it out without neutering
 	Proto string         `json:"proto,omitempty"` // the `with` keyword: SMTP, ESMTP, ESMTPS, UTF8SMTPS, … (RFC 3848, 6531)
 	TLS   *TLS           `json:"tls,omitempty"`   // nil in clear
+	Early bool           `json:"early,omitempty"` // it talked before our greeting was complete, as no mail server does
 }
 
 // TLS is what a handshake agreed on.

@@ -1,0 +1,132 @@
+package inbound
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	chunkSize  = 32 << 10
+	headChunks = 8 // 256 KiB in memory: nearly all mail; what is larger continues in a file
+)
+
+var chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// body holds the content of one message until the spool has it: its first 256 KiB in memory, the rest in a file
+// without a name, so that a message of any size costs a bounded buffer and a crash leaves no trace.
+type body struct {
+	dir  string
+	head []*[chunkSize]byte
+	file *os.File // nil until the head is full
+	size int64
+}
+
+// Write implements io.Writer.
+func (b *body) Write(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		at := int(b.size % chunkSize)
+		if b.size == headChunks*chunkSize || b.file != nil {
+			m, err := b.spill(p[n:])
+			return n + m, err
+		}
+		if at == 0 {
+			b.head = append(b.head, chunkPool.Get().(*[chunkSize]byte))
+		}
+		m := copy(b.head[len(b.head)-1][at:], p[n:])
+		n += m
+		b.size += int64(m)
+	}
+	return n, nil
+}
+
+// spill writes to the file, which it makes when it is first needed.
+func (b *body) spill(p []byte) (int, error) {
+	if b.file == nil {
+		f, err := unnamedFile(b.dir)
+		if err != nil {
+			return 0, fmt.Errorf("temporary file: %w", err)
+		}
+		b.file = f
+	}
+	n, err := b.file.Write(p)
+	b.size += int64(n)
+	if err != nil {
+		return n, fmt.Errorf("temporary file: %w", err)
+	}
+	return n, nil
+}
+
+// Reader reads the body from its start. One at a time.
+func (b *body) Reader() (io.Reader, error) {
+	readers := make([]io.Reader, 0, len(b.head)+1)
+	left := b.size
+	for _, c := range b.head {
+		n := min(left, chunkSize)
+		readers = append(readers, bytes.NewReader(c[:n]))
+		left -= n
+	}
+	if b.file != nil {
+		if _, err := b.file.Seek(0, io.SeekStart); err != nil {
+			return nil, fmt.Errorf("temporary file: %w", err)
+		}
+		readers = append(readers, b.file)
+	}
+	return io.MultiReader(readers...), nil
+}
+
+// Close gives everything back. The body must not be used after it.
+func (b *body) Close() error {
+	for _, c := range b.head {
+		chunkPool.Put(c)
+	}
+	b.head = nil
+	if b.file == nil {
+		return nil
+	}
+	return b.file.Close()
+}
+
+// unnamedPattern names the files of systems without O_TMPFILE for the moment between their making and unlinking.
+const unnamedPattern = "understudy-content-*"
+
+// unnamedFile makes a file that no folder lists.
+func unnamedFile(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)")), nil
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.ENOTSUP) {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	f, err := os.CreateTemp(dir, unnamedPattern)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// sweepUnnamed removes what a crash left between CreateTemp and Remove.
+func sweepUnnamed(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, unnamedPattern))
+	if err != nil {
+		return err
+	}
+	for _, f := range left {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

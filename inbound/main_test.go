@@ -1,0 +1,22 @@
+package inbound
+
+import (
+	"fmt"
+	"os"
+	"testing"
+)
+
+// sharedDir lives as long as the test binary.
+var sharedDir string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "understudy-inbound-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	sharedDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
