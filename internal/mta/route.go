@@ -44,6 +44,7 @@ func ParsePrimary(s string) (Primary, error) {
 type Route struct {
 	Name  string      // the same for equal tiers
 	Tiers [][]Primary // none: nothing is better than us now, and mail waits
+	Held  bool        // an operator holds the drain: what is spooled waits, though the primaries may be up
 }
 
 // NewRoute names the route after its tiers.
