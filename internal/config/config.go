@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"understudy/forwarder"
 	"understudy/healthprobe"
 	"understudy/inbound"
 	"understudy/internal/admin"
@@ -28,6 +29,7 @@ type Config struct {
 	Policy      policy.Config      `yaml:"policy"`
 	Spool       spool.Config       `yaml:"spool"`
 	Healthprobe healthprobe.Config `yaml:"healthprobe"`
+	Forwarder   forwarder.Config   `yaml:"forwarder"`
 	DNS         dnsx.Config        `yaml:"dns"`
 	Admin       admin.Config       `yaml:"admin"`
 	Log         Log                `yaml:"log"`
@@ -71,6 +73,7 @@ func (Domains) canonicalKey(s string) (string, error) { return mta.Domain(s) }
 type Domain struct {
 	Policy      policy.Domain      `yaml:",inline"`
 	Healthprobe healthprobe.Domain `yaml:",inline"`
+	Forwarder   forwarder.Domain   `yaml:",inline"`
 }
 
 // Default is the configuration before a file was read. It has no hostname and no domains, so it is not valid.
@@ -80,6 +83,7 @@ func Default() *Config {
 		Policy:      policy.DefaultConfig(),
 		Spool:       spool.DefaultConfig(),
 		Healthprobe: healthprobe.DefaultConfig(),
+		Forwarder:   forwarder.DefaultConfig(),
 		DNS:         dnsx.DefaultConfig(),
 		Admin:       admin.DefaultConfig(),
 		Log:         Log{Level: slog.LevelInfo, Format: LogAuto},
@@ -94,6 +98,11 @@ func (c *Config) PolicyDomains() map[string]policy.Domain {
 // HealthprobeDomains are the domains as healthprobe wants them.
 func (c *Config) HealthprobeDomains() map[string]healthprobe.Domain {
 	return domainsOf(c, func(d Domain) healthprobe.Domain { return d.Healthprobe })
+}
+
+// ForwarderDomains are the domains as forwarder wants them.
+func (c *Config) ForwarderDomains() map[string]forwarder.Domain {
+	return domainsOf(c, func(d Domain) forwarder.Domain { return d.Forwarder })
 }
 
 func domainsOf[T any](c *Config, of func(Domain) T) map[string]T {
@@ -143,12 +152,13 @@ func (c *Config) Validate() []mta.Fault {
 		part interface{ Validate() []mta.Fault }
 	}{
 		{"inbound", &c.Inbound}, {"policy", &c.Policy}, {"spool", &c.Spool}, {"healthprobe", &c.Healthprobe},
-		{"dns", &c.DNS}, {"admin", &c.Admin},
+		{"forwarder", &c.Forwarder}, {"dns", &c.DNS}, {"admin", &c.Admin},
 	} {
 		faults = append(faults, below(s.name, s.part.Validate())...)
 	}
 	for name, d := range c.Domains {
-		faults = append(faults, below("domains."+name, append(d.Policy.Validate(), d.Healthprobe.Validate()...))...)
+		of := slices.Concat(d.Policy.Validate(), d.Healthprobe.Validate(), d.Forwarder.Validate())
+		faults = append(faults, below("domains."+name, of)...)
 	}
 	return faults
 }

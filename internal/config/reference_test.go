@@ -65,7 +65,7 @@ func TestTheReferenceExplainsEveryKey(t *testing.T) {
 		}
 	}
 	for i, l := range lines {
-		if len([]rune(l)) > 132 {
+		if len([]rune(l)) > 120 {
 			t.Errorf("line %d is longer than a screen is wide", i+1)
 		}
 	}
