@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -21,12 +22,18 @@ func Domain(s string) (string, error) {
 	if len(s) > maxDomain {
 		return "", fmt.Errorf("domain is longer than %d octets", maxDomain)
 	}
+	if !utf8.ValidString(s) {
+		return "", fmt.Errorf("domain %q is not UTF-8", s)
+	}
 	if !isASCII(s) || strings.Contains(strings.ToLower(s), "xn--") {
 		a, err := idna.Lookup.ToASCII(s)
 		if err != nil {
 			return "", fmt.Errorf("domain %q: %w", s, err)
 		}
 		s = a
+	}
+	if len(s) > maxDomain { // A-labels are longer than what they stand for
+		return "", fmt.Errorf("domain is longer than %d octets", maxDomain)
 	}
 	s = strings.ToLower(s)
 	for label := range strings.SplitSeq(s, ".") {

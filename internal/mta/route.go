@@ -30,6 +30,9 @@ func ParsePrimary(s string) (Primary, error) {
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 	if a, err := netip.ParseAddr(host); err == nil {
+		if a.Zone() != "" { // it may hold anything, and String is written into logs and metrics
+			return Primary{}, &net.AddrError{Err: "address must not have a zone", Addr: s}
+		}
 		return Primary{Host: a.Unmap().String(), Port: port}, nil
 	}
 	d, err := Domain(host)

@@ -33,11 +33,28 @@ func ParseSize(s string) (Size, error) {
 			break
 		}
 	}
-	f, err := strconv.ParseFloat(num, 64)
-	if err != nil || f < 0 || f*float64(factor) >= math.MaxInt64 {
-		return 0, fmt.Errorf("%q is not a size (write 64MiB, 1.5GiB or a number of octets)", s)
+	if n, ok := scaled(num, factor); ok {
+		return n, nil
 	}
-	return Size(f * float64(factor)), nil
+	return 0, fmt.Errorf("%q is not a size (write 64MiB, 1.5GiB or a number of octets)", s)
+}
+
+// scaled multiplies a plain decimal number, "1" or "1.5", with a unit. A whole number is exact.
+func scaled(num string, unit Size) (Size, bool) {
+	whole, fraction, pointed := strings.Cut(num, ".")
+	if !isDigits(whole) || pointed && !isDigits(fraction) {
+		return 0, false
+	}
+	if !pointed {
+		n, err := strconv.ParseInt(whole, 10, 64)
+		return Size(n) * unit, err == nil && n <= math.MaxInt64/int64(unit)
+	}
+	f, err := strconv.ParseFloat(num, 64)
+	return Size(f * float64(unit)), err == nil && f*float64(unit) < math.MaxInt64
+}
+
+func isDigits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
 // String uses the largest binary unit that the size is a multiple of.
