@@ -186,9 +186,10 @@ func (b *safeBuffer) String() string {
 
 // talk is a client that a test leads by hand.
 type talk struct {
-	t    testing.TB
-	conn net.Conn
-	buf  []byte
+	t        testing.TB
+	conn     net.Conn
+	buf      []byte
+	patience time.Duration
 }
 
 func dial(t testing.TB, addr string) *talk {
@@ -198,13 +199,13 @@ func dial(t testing.TB, addr string) *talk {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return &talk{t: t, conn: c}
+	return &talk{t: t, conn: c, patience: 20 * time.Second}
 }
 
 // line reads one line of a reply without its newline; "" at the end of the connection.
 func (c *talk) line() string {
 	c.t.Helper()
-	c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(c.patience))
 	for {
 		if i := bytes.IndexByte(c.buf, '\n'); i >= 0 {
 			line := strings.TrimSuffix(string(c.buf[:i]), "\r")
@@ -238,7 +239,7 @@ func (c *talk) reply() string {
 
 func (c *talk) send(s string) {
 	c.t.Helper()
-	c.conn.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	c.conn.SetWriteDeadline(time.Now().Add(c.patience))
 	if _, err := io.WriteString(c.conn, s); err != nil {
 		c.t.Fatalf("write: %v", err)
 	}
