@@ -27,9 +27,10 @@ func (c *Config) rules() rules {
 type belief struct {
 	state State
 	since time.Time   // when state was entered
-	gone  time.Time   // when it last stopped being up, or was first found away; meaningful while it is not up
+	gone  time.Time   // since when it is away: its first failure; meaningful while it is not up
 	wins  int         // successes in a row
 	fails int         // failures in a row
+	bad   time.Time   // when the first of them was seen
 	doubt bool        // a delivery has failed since the last probe
 	falls []time.Time // the recent ends of being up, oldest first
 }
@@ -47,6 +48,9 @@ func (b belief) observe(r result, now time.Time, rules rules) belief {
 		return b.enter(Up, now)
 	}
 	b.wins = 0
+	if b.fails == 0 {
+		b.bad = now
+	}
 	b.fails++
 	if doubt { // a probe and a delivery agree: that is two
 		b.fails++
@@ -68,7 +72,7 @@ func (b belief) enter(s State, now time.Time) belief {
 		return b
 	}
 	if b.state == Up || b.state == Unknown {
-		b.gone = now
+		b.gone = b.bad
 	}
 	b.state, b.since = s, now
 	b.wins, b.fails = 0, 0

@@ -37,6 +37,11 @@ type domain struct {
 	running  bool      // a lookup is on its way
 	dropped  bool      // no longer configured
 	fromConf bool
+
+	keptName string // the route that is written down
+	keptAt   time.Time
+
+	noneAlarm, roleAlarm bool // raised
 }
 
 // finding is what the DNS says about a domain's primaries.

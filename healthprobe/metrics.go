@@ -10,6 +10,8 @@ type metrics struct {
 	transitions *prometheus.CounterVec   // by the state entered
 	lookups     *prometheus.CounterVec   // of routes, by result
 	running     prometheus.Gauge
+	first       prometheus.Histogram // from recovery to the first delivery
+	drain       prometheus.Histogram // from recovery to the end of the drain
 }
 
 func newMetrics(reg prometheus.Registerer, p *Prober) *metrics {
@@ -30,9 +32,17 @@ func newMetrics(reg prometheus.Registerer, p *Prober) *metrics {
 		running: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "understudy_healthprobe_probes_running", Help: "Probes on their way.",
 		}),
+		first: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "understudy_healthprobe_first_delivery_seconds", Help: "From a primary's recovery to the first message that it took.",
+			Buckets: []float64{.01, .03, .1, .3, 1, 3, 10, 30, 100, 1000},
+		}),
+		drain: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "understudy_healthprobe_drain_seconds", Help: "From a primary's recovery to the end of its drain.",
+			Buckets: []float64{1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000},
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.probes, m.steps, m.transitions, m.lookups, m.running, &stateCollector{p})
+		reg.MustRegister(m.probes, m.steps, m.transitions, m.lookups, m.running, m.first, m.drain, &stateCollector{p})
 	}
 	return m
 }

@@ -1,6 +1,7 @@
 package healthprobe
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +23,12 @@ type Deps struct {
 	Metrics  prometheus.Registerer // nil: none
 	// Own lists the addresses of this host; nil: those of its interfaces.
 	Own func() []netip.Addr
+	// Tables keep what must survive a restart; nil: nothing does.
+	Tables Tables
+	// Events tells the operator; nil: nobody. It must neither wait nor call the Prober.
+	Events func(mta.Event)
+	// Backlog counts, by domain, the messages that a drain has yet to try; nil: the end of drains is not noted.
+	Backlog func(ctx context.Context) (map[string]int64, error)
 }
 
 // Prober watches primaries. All its methods may be called at any time by anyone.
@@ -29,6 +36,7 @@ type Prober struct {
 	deps    Deps
 	metrics *metrics
 	wake    chan struct{} // something became due sooner
+	keep    *keeper
 
 	mu      sync.Mutex
 	cfg     Config
@@ -41,6 +49,10 @@ type Prober struct {
 	probing int
 	looking int
 	changed chan struct{} // closed at the next change
+
+	overrides map[string]Override
+	outages   []*Outage         // in the order of their begins
+	memories  map[string]memory // of former runs, for primaries that are not watched yet
 }
 
 // New makes a Prober. Nothing is probed before Run.
@@ -65,7 +77,11 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Prober, error) {
 		books:   make(map[string]*book),
 		byAddr:  make(map[netip.Addr]map[string]bool),
 		changed: make(chan struct{}),
+
+		overrides: make(map[string]Override),
+		memories:  make(map[string]memory),
 	}
+	p.keep = newKeeper(d.Tables, d.Log)
 	p.metrics = newMetrics(d.Metrics, p)
 	p.Reload(cfg, domains)
 	return p, nil
@@ -127,6 +143,7 @@ func (p *Prober) Reload(cfg Config, domains map[string]Domain) {
 			p.setRoute(d, mta.Route{}, now)
 			p.lookups.remove(d)
 			d.dropped = true
+			p.clearDomainAlarms(d, now)
 			delete(p.domains, name)
 		}
 	}
@@ -156,6 +173,7 @@ func (p *Prober) configure(d *domain, c Domain, now time.Time) {
 		return
 	}
 	p.lookups.remove(d)
+	p.clearDomainAlarms(d, now)
 	route := mta.NewRoute(tiers)
 	p.setRoute(d, route, now)
 	d.known, d.fromConf, d.notes, d.err, d.found = true, true, nil, nil, time.Time{}
@@ -191,6 +209,7 @@ func (p *Prober) watch(m mta.Primary, now time.Time) *watch {
 		return w
 	}
 	w := newWatch(m)
+	w.memory = p.memories[w.key]
 	p.watches[w.key] = w
 	b := p.books[m.Host]
 	if b == nil {
@@ -209,7 +228,12 @@ func (p *Prober) watch(m mta.Primary, now time.Time) *watch {
 // unwatch forgets a primary that no domain has. p.mu is held.
 func (p *Prober) unwatch(w *watch) {
 	w.dropped = true
+	p.outageEnds(w, time.Now(), "it was no primary any more")
 	p.probes.remove(w)
+	if w.memory.Known {
+		p.memories[w.key] = w.memory
+	}
+	p.clearWatchAlarms(w, time.Now())
 	delete(p.watches, w.key)
 	b := p.books[w.primary.Host]
 	for i, x := range b.watches {
@@ -245,7 +269,10 @@ func (p *Prober) Open(primary string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := p.watches[primary]
-	return w == nil || w.open()
+	if w == nil {
+		return true
+	}
+	return w.belief.state == Up && p.overrideOf(Maintenance, primary, time.Now()) == nil
 }
 
 // Changed is closed at the next change of any state or route. Take it first, then look at what it is about.
@@ -267,6 +294,7 @@ func (p *Prober) Observe(primary string, err error) {
 	now := time.Now()
 	if err == nil {
 		w.proved = now
+		p.firstDelivery(w, now)
 		w.belief = w.belief.proven()
 		if w.belief.state != Up {
 			p.probeNow(w, now)

@@ -27,7 +27,7 @@ func prepare(t *testing.T, cfg Config, domains map[string]Domain, d Deps) *Probe
 		d.Dialer = &smtpc.Dialer{Hostname: "mx2.example.org"}
 	}
 	if d.Resolver == nil {
-		d.Resolver = memory(t, dnstest.Zones{})
+		d.Resolver = inMemory(t, dnstest.Zones{})
 	}
 	if d.Own == nil {
 		d.Own = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.2")} }
@@ -53,8 +53,8 @@ func run(t *testing.T, p *Prober) func() {
 	return stop
 }
 
-// memory is a resolver over zones, without sockets.
-func memory(t *testing.T, z dnstest.Zones) *dnsx.Resolver {
+// inMemory is a resolver over zones, without sockets.
+func inMemory(t *testing.T, z dnstest.Zones) *dnsx.Resolver {
 	t.Helper()
 	return resolver(t, dnstest.NewMemory(z))
 }

@@ -21,8 +21,15 @@ const lookupLimit = 30 * time.Second
 
 // Run probes and looks up until ctx is done, and returns when all that it started has ended.
 func (p *Prober) Run(ctx context.Context) error {
+	p.load(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	if p.keep.tables != nil {
+		wg.Go(func() { p.keep.run(ctx) })
+	}
+	if p.deps.Backlog != nil {
+		wg.Go(func() { p.watchDrains(ctx) })
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -33,6 +40,33 @@ func (p *Prober) Run(ctx context.Context) error {
 		case <-p.wake:
 		case <-timer.C:
 		}
+	}
+}
+
+// load takes what former runs knew.
+func (p *Prober) load(ctx context.Context) {
+	routes := make(map[string]keptRoute)
+	load(ctx, p.keep, nsRoute, func(name string, k keptRoute) { routes[name] = k })
+	memories := make(map[string]memory)
+	load(ctx, p.keep, nsPrimary, func(primary string, m memory) { memories[primary] = m })
+	var outages []Outage
+	load(ctx, p.keep, nsOutage, func(_ string, o Outage) { outages = append(outages, o) })
+	var overrides []Override
+	load(ctx, p.keep, nsOverride, func(_ string, o Override) { overrides = append(overrides, o) })
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	p.memories = memories
+	for _, w := range p.watches {
+		w.memory = memories[w.key]
+	}
+	for name, k := range routes {
+		p.loadRoute(name, k, now)
+	}
+	p.loadOutages(outages, now)
+	for _, o := range overrides {
+		p.overrides[o.key()] = o
 	}
 }
 
@@ -67,7 +101,7 @@ func (p *Prober) dispatch(ctx context.Context, wg *sync.WaitGroup) time.Duration
 		d.running = true
 		wg.Go(func() { p.lookUp(ctx, d) })
 	}
-	return p.sleep(now)
+	return min(p.sleep(now), p.endOverrides(ctx, now))
 }
 
 // sleep is how long until the dispatcher has something to do. p.mu is held.
@@ -86,7 +120,7 @@ func (p *Prober) sleep(now time.Time) time.Duration {
 func (p *Prober) startProbe(ctx context.Context, wg *sync.WaitGroup, w *watch, now time.Time) {
 	w.asked = w.subject()
 	t := target{
-		primary: w.primary, to: p.recipient(w.asked), knows: w.knows && w.belief.state != Up,
+		primary: w.primary, to: p.recipient(w.asked), knows: w.memory.Postmaster && w.belief.state != Up,
 		depth: depths[p.cfg.Depth], hostname: p.deps.Dialer.Hostname, timeout: p.cfg.Timeout,
 	}
 	d := *p.deps.Dialer
@@ -137,12 +171,15 @@ func (p *Prober) finishProbe(ctx context.Context, w *watch, r Probe) {
 		return
 	}
 	w.last = r
-	w.knows = w.knows || r.knows
+	if r.OK {
+		p.remember(w, r, now)
+	}
 	old := w.belief
 	w.belief = old.observe(r.result, now, p.cfg.rules())
 	if w.belief.state != old.state {
 		p.transition(ctx, w, old, now)
 	}
+	p.probeEvents(w, now)
 	at := w.started.Add(p.cfg.wait(w.belief, now, rand.Float64()))
 	if w.again {
 		at = now
@@ -187,6 +224,13 @@ func (p *Prober) transition(ctx context.Context, w *watch, old belief, now time.
 		attrs = append(attrs, slog.String("step", w.last.Step), slog.String("err", w.last.Why))
 	}
 	p.deps.Log.LogAttrs(ctx, level, msg, attrs...)
+	p.stateEvent(w, now)
+	if w.belief.state == Up {
+		p.outageEnds(w, now, "")
+	} else {
+		p.outageGoesOn(w, now)
+		w.belief.gone = w.outage.Begin // it may have begun before our start
+	}
 	p.tell()
 }
 
@@ -222,6 +266,10 @@ func (p *Prober) found(ctx context.Context, d *domain, f finding, err error) {
 			slog.String("route", route.Name), slog.Any("notes", f.notes))
 		p.tell()
 	}
+	if err == nil {
+		p.routeEvents(d, f, now)
+		p.keepRoute(d, now)
+	}
 	p.lookups.set(d, now.Add(d.again(f, p.cfg.RouteMinTTL, p.cfg.RouteMaxTTL)))
 }
 
@@ -244,7 +292,7 @@ func (p *Prober) Route(ctx context.Context, name string) (mta.Route, error) {
 	d := p.domains[name]
 	if d != nil && d.known {
 		defer p.mu.Unlock()
-		return shuffled(d.route, rand.IntN), nil
+		return p.routeNow(d), nil
 	}
 	p.mu.Unlock()
 	if d == nil {
@@ -259,7 +307,14 @@ func (p *Prober) Route(ctx context.Context, name string) (mta.Route, error) {
 	if !d.known {
 		return mta.Route{}, fmt.Errorf("healthprobe: route of %s: %w", name, err)
 	}
-	return shuffled(d.route, rand.IntN), nil
+	return p.routeNow(d), nil
+}
+
+// routeNow is the route of d, for one use. p.mu is held.
+func (p *Prober) routeNow(d *domain) mta.Route {
+	r := shuffled(d.route, rand.IntN)
+	r.Held = p.held(d, time.Now()) != nil
+	return r
 }
 
 // foreign finds the route of a domain that is not ours to back up: a report's recipient.

@@ -17,6 +17,8 @@ type PrimaryStatus struct {
 	Why      string       `json:"why,omitempty"`  // why it is not up
 	Step     string       `json:"step,omitempty"` // the step of a session at which it fails
 	Flapping bool         `json:"flapping,omitempty"`
+	Override *Override    `json:"override,omitempty"` // maintenance, if it is in force
+	Open     bool         `json:"open"`               // mail may be sent to it
 	Domains  int          `json:"domains"`
 	Addrs    []netip.Addr `json:"addrs,omitempty"`
 	Last     *Probe       `json:"last_probe,omitempty"`
@@ -35,6 +37,8 @@ type DomainStatus struct {
 	Found   time.Time  `json:"found,omitzero"`
 	Next    time.Time  `json:"next_lookup,omitzero"`
 	Trouble string     `json:"trouble,omitempty"` // why the last lookup brought nothing
+	Hold    *Override  `json:"hold,omitempty"`    // the drain is held
+	Bounds  mta.Bounds `json:"bounds"`            // what its primaries can take
 }
 
 // Status lists all primaries, by name.
@@ -63,6 +67,8 @@ func (p *Prober) status(w *watch, now time.Time) PrimaryStatus {
 	if w.slot.index >= 0 {
 		s.Next = w.slot.at
 	}
+	s.Override = p.overrideOf(Maintenance, w.key, now)
+	s.Open = s.State == Up && s.Override == nil
 	if s.State != Up {
 		s.Step, s.Why = w.last.Step, w.last.Why
 	}
@@ -94,7 +100,7 @@ func (p *Prober) Domain(name string) (DomainStatus, bool) {
 
 func (p *Prober) domainStatus(d *domain) DomainStatus {
 	s := DomainStatus{
-		Domain: d.name, State: p.routeState(d.route), Source: "dns", Route: d.route.Name, Tiers: [][]string{},
+		Domain: d.name, State: p.routeState(d.route), Source: "dns", Route: d.route.Name, Tiers: names(d.route),
 		Notes: slices.Clone(d.notes), Found: d.found,
 	}
 	if d.fromConf {
@@ -106,13 +112,8 @@ func (p *Prober) domainStatus(d *domain) DomainStatus {
 	if d.err != nil {
 		s.Trouble = words(d.err)
 	}
-	for _, t := range d.route.Tiers {
-		var names []string
-		for _, m := range t {
-			names = append(names, m.String())
-		}
-		s.Tiers = append(s.Tiers, names)
-	}
+	s.Hold = p.held(d, time.Now())
+	s.Bounds = p.bounds(d)
 	return s
 }
 

@@ -15,13 +15,17 @@ type watch struct {
 
 	belief  belief
 	asked   string    // the domain whose postmaster the last probe named
-	knows   bool      // it accepted a probe's recipient once
+	memory  memory    // what is remembered of it over restarts
+	outage  *Outage   // the one that goes on, if it is away
+	drain   *Outage   // the last one, while its mail is not handed over yet
 	last    Probe     // zero before the first
 	started time.Time // of the last probe
 	proved  time.Time // when it last took mail from us
 	running bool      // a probe is on its way
 	again   bool      // and another was asked for meanwhile
 	dropped bool      // no domain has it as a primary any more
+
+	flapAlarm, certAlarm bool // raised
 }
 
 func newWatch(p mta.Primary) *watch {
@@ -43,9 +47,6 @@ func (w *watch) subject() string {
 	}
 	return other
 }
-
-// open reports whether mail may be sent.
-func (w *watch) open() bool { return w.belief.state == Up }
 
 // fresh reports that mail which the primary took makes a probe needless for now.
 func (w *watch) fresh(now time.Time, every time.Duration) bool {
