@@ -27,7 +27,7 @@ func (c *Conn) sendable(m *Message) error {
 		}
 	}
 	if m.Content != nil && !clean(m.Content) {
-		return contentError(errBare)
+		return contentError(ErrBare)
 	}
 	return nil
 }

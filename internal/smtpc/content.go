@@ -9,8 +9,8 @@ import (
 
 const block = 64 << 10 // of a streamed content; two are held at a time
 
-// errBare: bare CR or LF means different things to different servers, which is how one message becomes two.
-var errBare = errors.New("bare CR or LF")
+// ErrBare is in the chain of an ErrContent: bare CR or LF means different things to different servers, which is how one message becomes two.
+var ErrBare = errors.New("bare CR or LF")
 
 func contentError(err error) error { return fmt.Errorf("%w: %w", ErrContent, err) }
 
@@ -56,7 +56,7 @@ func copyContent(r io.Reader, size int64, write func(b []byte) error) error {
 		}
 		size -= int64(n)
 		if !check.piece(bufs[i][:n]) {
-			return contentError(errBare)
+			return contentError(ErrBare)
 		}
 		if size < 0 || err == io.EOF && (size != 0 || check.cr) {
 			return contentError(errors.New("length differs from what was stored"))

@@ -1,0 +1,341 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"understudy/internal/mta"
+	"understudy/internal/smtpc"
+)
+
+const (
+	leaseTime   = 15 * time.Minute // of a claim; the keeper extends it while a session is slow
+	maxLookups  = 32               // routes resolved at the same time
+	lookupLimit = time.Minute
+	homeFor     = time.Minute      // how long a route is taken for granted when nothing changes
+	askAgain    = 10 * time.Second // the same when there was none
+	maxSuspects = 10_000
+)
+
+// Forwarder hands mail over. Run must be running for anything to happen.
+type Forwarder struct {
+	q      Queue
+	routes Routes
+	health Health
+	dialer *smtpc.Dialer
+	log    *slog.Logger
+	m      *metrics
+	memory *semaphore.Weighted // octets of content read ahead
+	lost   error               // Deps.LeaseLost
+
+	kick    chan struct{}
+	out     leases
+	settler *settler
+
+	mu       sync.Mutex
+	cfg      Config
+	domains  map[string]Domain
+	active   map[string]*route // that have work, by name
+	homes    map[string]home   // by destination
+	looking  map[string]struct{}
+	troubles map[string]*trouble // by primary
+	flushes  map[string]*flush   // by destination
+	wishes   []wish
+	suspects map[mta.ID]int
+}
+
+// home is where a destination's mail goes, as of a time.
+type home struct {
+	route mta.Route
+	at    time.Time
+}
+
+// New makes a Forwarder. It does no I/O.
+func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
+	if faults := cfg.Validate(); len(faults) > 0 {
+		return nil, fmt.Errorf("forwarder: %s: %s", faults[0].Key, faults[0].Text)
+	}
+	if d.Queue == nil || d.Routes == nil || d.Health == nil || d.Dialer == nil || d.Log == nil {
+		return nil, errors.New("forwarder: a dependency is missing")
+	}
+	f := &Forwarder{
+		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost,
+		memory: semaphore.NewWeighted(int64(cfg.Memory)),
+		kick:   make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
+		cfg: cfg, domains: domains, active: make(map[string]*route), homes: make(map[string]home), looking: make(map[string]struct{}),
+		troubles: make(map[string]*trouble), flushes: make(map[string]*flush), suspects: make(map[mta.ID]int),
+	}
+	dialer := *d.Dialer
+	for _, s := range cfg.Source {
+		a, _ := netip.ParseAddr(s) // Validate has seen it
+		dialer.Source = append(dialer.Source, a)
+	}
+	f.dialer = &dialer
+	f.m = newMetrics(d.Metrics, f)
+	f.settler = newSettler(f)
+	return f, nil
+}
+
+// Reload puts what can change without a restart in force: all but memory and source.
+func (f *Forwarder) Reload(cfg Config, domains map[string]Domain) {
+	f.mu.Lock()
+	f.cfg, f.domains = cfg, domains
+	f.mu.Unlock()
+}
+
+func (f *Forwarder) config() Config {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.cfg
+}
+
+// Run hands mail over until ctx is done. Then no new try begins; sessions that wait for replies get them, within the
+// configured grace; all results are stored before it returns.
+func (f *Forwarder) Run(ctx context.Context) error {
+	work, cut := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cut(nil)
+	var background, routes sync.WaitGroup
+	end := make(chan struct{})
+	background.Go(f.settler.run)
+	background.Go(func() { f.keep(work, end) })
+	f.dispatch(ctx, work, &routes)
+	grace := time.AfterFunc(f.config().ShutdownGrace, func() { cut(errors.New("stopping")) })
+	routes.Wait()
+	grace.Stop()
+	close(end)
+	f.settler.close()
+	background.Wait()
+	return nil
+}
+
+// dispatch waits for signs of work and starts routes, until ctx is done.
+func (f *Forwarder) dispatch(ctx, work context.Context, routes *sync.WaitGroup) {
+	var lookups sync.WaitGroup
+	defer lookups.Wait()
+	d := &dispatcher{f: f, ctx: ctx, work: work, routes: routes, lookups: &lookups, slots: make(chan struct{}, maxLookups)}
+	poll := time.NewTimer(0)
+	defer poll.Stop()
+	var watch <-chan string
+	changed := f.health.Changed()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed: // taken anew before looking, so that no change falls between
+			changed = f.health.Changed()
+			f.forgetHomes()
+			d.scan()
+		case dest, ok := <-watch:
+			if !ok {
+				watch = nil
+				continue
+			}
+			d.enlist(dest)
+		case <-f.kick:
+			for _, dest := range f.grant(ctx) {
+				d.enlist(dest)
+			}
+		case <-poll.C:
+			if watch == nil {
+				watch = d.watch()
+			}
+			d.scan()
+			poll.Reset(d.nextLook())
+		}
+	}
+}
+
+func (f *Forwarder) forgetHomes() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.homes)
+}
+
+// dispatcher is the state of dispatch.
+type dispatcher struct {
+	f         *Forwarder
+	ctx, work context.Context // the part's life, and that of what it started
+	routes    *sync.WaitGroup
+	lookups   *sync.WaitGroup
+	slots     chan struct{}
+}
+
+func (d *dispatcher) watch() <-chan string {
+	ch, err := d.f.q.Watch(d.ctx)
+	if err != nil {
+		d.f.fault(d.ctx, "spool: watch", err)
+		return nil
+	}
+	return ch
+}
+
+// scan enlists every destination that has something due.
+func (d *dispatcher) scan() {
+	dests, err := d.f.q.DueDests(d.ctx, false)
+	if err != nil {
+		d.f.fault(d.ctx, "spool: destinations", err)
+		return
+	}
+	for _, dest := range append(dests, d.f.flushed()...) {
+		d.enlist(dest)
+	}
+}
+
+// nextLook is the time until the next scan: when something becomes due, or the poll.
+func (d *dispatcher) nextLook() time.Duration {
+	poll := d.f.config().Poll
+	next, err := d.f.q.NextDue(d.ctx)
+	if err != nil || next.IsZero() {
+		return poll
+	}
+	wait := time.Until(next)
+	if wait <= 0 { // due, and waiting for a gate or a session
+		return poll
+	}
+	return min(wait, poll)
+}
+
+// enlist starts the work on a destination, after its route was looked up if need be.
+func (d *dispatcher) enlist(dest string) {
+	f := d.f
+	f.mu.Lock()
+	h, ok := f.homes[dest]
+	_, looking := f.looking[dest]
+	fresh := ok && time.Since(h.at) < homeFor
+	if !fresh && !looking {
+		f.looking[dest] = struct{}{}
+	}
+	f.mu.Unlock()
+	switch {
+	case fresh:
+		d.start(h.route, dest)
+	case !looking:
+		d.lookups.Go(func() { d.lookup(dest) })
+	}
+}
+
+// lookup resolves a destination's route and starts the work.
+func (d *dispatcher) lookup(dest string) {
+	f := d.f
+	var route mta.Route
+	var err error
+	select {
+	case d.slots <- struct{}{}:
+		ctx, cancel := context.WithTimeout(d.ctx, lookupLimit)
+		route, err = f.routes.Route(ctx, dest)
+		cancel()
+		<-d.slots
+	case <-d.ctx.Done():
+		err = d.ctx.Err()
+	}
+	f.mu.Lock()
+	delete(f.looking, dest)
+	h := home{route: route, at: time.Now()}
+	if err != nil {
+		h = home{at: h.at.Add(askAgain - homeFor)}
+	}
+	f.homes[dest] = h
+	f.mu.Unlock()
+	if err == nil {
+		d.start(route, dest)
+		return
+	}
+	if d.ctx.Err() == nil {
+		f.log.LogAttrs(d.ctx, slog.LevelWarn, "no route", slog.String("domain", dest), slog.Any("err", err))
+	}
+}
+
+// start puts a destination to its route, if mail may be sent that way now.
+func (d *dispatcher) start(to mta.Route, dest string) {
+	f := d.f
+	if !f.anyOpen(to.Tiers) || d.ctx.Err() != nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := f.active[to.Name]
+	if r == nil {
+		r = newRoute(f, to)
+		f.active[to.Name] = r
+		d.routes.Go(func() { r.run(d.ctx, d.work) })
+	}
+	r.add(dest)
+}
+
+// anyOpen looks at every gate, so that one that opens later is seen to.
+func (f *Forwarder) anyOpen(tiers [][]mta.Primary) bool {
+	open := false
+	for _, tier := range tiers {
+		for _, p := range tier {
+			o := f.health.Open(p.String())
+			f.trouble(p.String()).look(o)
+			open = open || o
+		}
+	}
+	return open
+}
+
+func (f *Forwarder) trouble(primary string) *trouble {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.troubles[primary]
+	if t == nil {
+		t = &trouble{}
+		f.troubles[primary] = t
+	}
+	return t
+}
+
+// suspect counts the sessions that ended while they were busy with a message.
+func (f *Forwarder) suspect(id mta.ID) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.suspects) >= maxSuspects {
+		clear(f.suspects)
+	}
+	f.suspects[id]++
+	return f.suspects[id]
+}
+
+func (f *Forwarder) cleared(id mta.ID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.suspects, id)
+}
+
+// fault logs trouble of our own that mail waits for.
+func (f *Forwarder) fault(ctx context.Context, what string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	f.m.faults.Inc()
+	f.log.LogAttrs(ctx, slog.LevelError, "forwarder fault", slog.String("at", what), slog.Any("err", err))
+}
+
+// keep extends the leases of what takes long.
+func (f *Forwarder) keep(ctx context.Context, end <-chan struct{}) {
+	tick := time.NewTicker(leaseTime / 15)
+	defer tick.Stop()
+	for {
+		select {
+		case <-end:
+			return
+		case now := <-tick.C:
+			for _, j := range f.out.ending(now.Add(2 * leaseTime / 3)) {
+				until, err := f.q.Extend(ctx, j.lease.LeaseRef, leaseTime)
+				if err != nil { // it may go out twice, or an operator dropped it
+					f.log.LogAttrs(ctx, slog.LevelWarn, "lease not extended", slog.String("id", j.lease.ID.String()), slog.Any("err", err))
+					continue
+				}
+				f.out.extended(j, until)
+			}
+		}
+	}
+}

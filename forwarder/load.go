@@ -1,0 +1,180 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"understudy/internal/mta"
+	"understudy/internal/smtpc"
+)
+
+const (
+	inMemory = 256 << 10 // octets of content; what is larger is read while it is sent
+	readers  = 4         // contents read at the same time for one route
+)
+
+// load claims mail for the route and puts it on the shelf, destinations by turns, until the route ends.
+func (r *route) load(ctx context.Context) {
+	for {
+		dest, n, ok := r.turn()
+		if !ok {
+			return
+		}
+		leases, err := r.claim(ctx, dest, n)
+		if err != nil {
+			r.f.fault(ctx, "spool: claim", err)
+		}
+		if len(leases) > 0 {
+			r.stock(ctx, leases)
+		}
+		r.turned(dest, len(leases) == 0)
+	}
+}
+
+// turn waits until there is room on the shelf and a destination whose turn it is.
+func (r *route) turn() (dest string, n int, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for !r.done && (!r.open || len(r.ring) == 0 || r.shelf.n >= shelfMax || r.out >= outMax) {
+		r.cond.Wait()
+	}
+	if r.done {
+		return "", 0, false
+	}
+	r.loading = true
+	dest = r.ring[0]
+	r.again[dest] = false
+	return dest, min(quantum, shelfMax-r.shelf.n, outMax-r.out), true
+}
+
+// turned ends a turn. A destination that had nothing leaves the ring, unless something came for it meanwhile.
+func (r *route) turned(dest string, empty bool) {
+	r.mu.Lock()
+	r.loading = false
+	for i, d := range r.ring {
+		if d == dest {
+			r.ring = append(r.ring[:i], r.ring[i+1:]...)
+			break
+		}
+	}
+	if empty && !r.again[dest] {
+		delete(r.again, dest)
+	} else {
+		r.ring = append(r.ring, dest)
+	}
+	r.mu.Unlock()
+	r.signal()
+}
+
+func (r *route) claim(ctx context.Context, dest string, n int) ([]mta.Lease, error) {
+	if fl := r.f.flushing(dest); fl != nil {
+		leases, err := fl.claim(ctx, r.f.q, dest, n)
+		if len(leases) > 0 || err != nil {
+			return leases, err
+		}
+	}
+	return r.f.q.Claim(ctx, mta.ClaimRequest{Dest: dest, Max: n, Lease: leaseTime})
+}
+
+// stock makes jobs of leases, reads their contents, and puts them on the shelf in their order.
+func (r *route) stock(ctx context.Context, leases []mta.Lease) {
+	jobs := make([]*job, len(leases))
+	for i := range leases {
+		jobs[i] = r.newJob(leases[i])
+		r.f.out.add(jobs[i])
+	}
+	r.mu.Lock()
+	r.out += len(jobs)
+	r.mu.Unlock()
+	var wg sync.WaitGroup
+	for k := range min(readers, len(jobs)) {
+		wg.Go(func() {
+			for i := k; i < len(jobs); i += readers {
+				if err := r.read(ctx, jobs[i]); err != nil {
+					r.unread(ctx, jobs[i], err)
+					jobs[i] = nil
+				}
+			}
+		})
+	}
+	wg.Wait()
+	r.mu.Lock()
+	open := r.open
+	for _, j := range jobs {
+		if open && j != nil {
+			r.shelf.put("", j)
+		}
+	}
+	if open {
+		r.tellMore()
+	}
+	r.mu.Unlock()
+	if !open {
+		r.giveBack(compact(jobs))
+	}
+	r.signal()
+}
+
+func compact(jobs []*job) []*job {
+	var some []*job
+	for _, j := range jobs {
+		if j != nil {
+			some = append(some, j)
+		}
+	}
+	return some
+}
+
+func (r *route) newJob(l mta.Lease) *job {
+	j := &job{lease: l, route: r, flush: r.f.flushing(l.Dest)}
+	j.msg = smtpc.Message{From: l.Envelope.From, Params: l.Envelope.Params, Size: l.Size, Tag: j}
+	j.msg.Rcpts = make([]mta.Recipient, len(l.Rcpts))
+	for i := range l.Rcpts {
+		j.msg.Rcpts[i] = l.Rcpts[i].Recipient
+	}
+	return j
+}
+
+// read gets the content into memory, or where it is large or memory is short, ready to be streamed.
+func (r *route) read(ctx context.Context, j *job) error {
+	if j.lease.Size > inMemory || !r.f.memory.TryAcquire(j.lease.Size) {
+		j.msg.Open = func() (io.ReadCloser, error) { return r.f.q.Body(ctx, j.lease.ID) }
+		return nil
+	}
+	content, err := r.content(ctx, j)
+	if err != nil {
+		r.f.memory.Release(j.lease.Size)
+		return err
+	}
+	j.msg.Content = content
+	j.msg.Free = func() { r.f.memory.Release(j.lease.Size) }
+	return nil
+}
+
+func (r *route) content(ctx context.Context, j *job) ([]byte, error) {
+	body, err := r.f.q.Body(ctx, j.lease.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	b := make([]byte, j.lease.Size)
+	if _, err := io.ReadFull(body, b); err != nil {
+		return nil, err
+	}
+	// Damage is told at the end, which must be seen.
+	if n, err := io.Copy(io.Discard, body); err != nil || n > 0 {
+		return nil, errors.Join(err, fmt.Errorf("%d octets too many", n))
+	}
+	return b, nil
+}
+
+// unread keeps a message whose content can't be read. What is damaged the spool holds; what was a fault of the moment
+// comes back.
+func (r *route) unread(ctx context.Context, j *job, err error) {
+	r.f.fault(ctx, "spool: content of "+j.lease.ID.String(), err)
+	r.f.settler.put(settled{j: j, p: plan{release: true, next: time.Now().Add(r.f.config().RetryMin)}})
+}

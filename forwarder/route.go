@@ -1,0 +1,290 @@
+package forwarder
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"understudy/internal/mta"
+)
+
+const (
+	shelfMax   = 512  // jobs read ahead of the wire
+	outMax     = 4096 // jobs claimed and not settled; more would only be in doubt after a crash
+	quantum    = 64   // jobs that one destination claims before it is the next one's turn
+	perSession = 4    // jobs waiting for each session that is being opened before one more is
+)
+
+// route is the way to one set of primaries while it has work. Its run ends when there is none, or no gate is open.
+type route struct {
+	f     *Forwarder
+	name  string
+	tiers [][]mta.Primary
+	wake  chan struct{} // something changed that run looks at; holds one
+
+	mu       sync.Mutex
+	cond     *sync.Cond // the loader waits here
+	ring     []string   // destinations to claim from, the next one first
+	again    map[string]bool
+	added    bool // a destination came since run looked
+	shelf    shelf
+	more     chan struct{} // closed when something is put on the shelf
+	out      int           // jobs claimed and not settled
+	open     bool          // a gate is open and we are not stopping
+	done     bool          // run has ended
+	loading  bool          // the loader is at work
+	ramp     ramp
+	live     map[*session]struct{}
+	sessions int                 // of live, those that are not written off
+	dialing  map[string]int      // of sessions, those being opened, by key
+	busy     map[mta.Primary]int // sessions
+	last     time.Time           // a message was taken
+}
+
+func newRoute(f *Forwarder, to mta.Route) *route {
+	r := &route{
+		f: f, name: to.Name, tiers: to.Tiers, wake: make(chan struct{}, 1), more: make(chan struct{}), again: make(map[string]bool),
+		ramp: newRamp(f.cfg.Sessions), live: make(map[*session]struct{}), dialing: make(map[string]int), busy: make(map[mta.Primary]int), open: true,
+	}
+	r.cond = sync.NewCond(&r.mu)
+	return r
+}
+
+// add puts a destination into the ring. f.mu is held, so that the route can't end meanwhile.
+func (r *route) add(dest string) {
+	r.mu.Lock()
+	if !slices.Contains(r.ring, dest) {
+		r.ring = append(r.ring, dest)
+	}
+	r.again[dest] = true // a claim that is under way may have missed what is new
+	r.added = true
+	r.mu.Unlock()
+	r.cond.Broadcast()
+	r.signal()
+}
+
+func (r *route) signal() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run works until nothing is left to do. ctx ends new tries, work all.
+func (r *route) run(ctx, work context.Context) {
+	var started sync.WaitGroup
+	defer started.Wait()
+	started.Go(func() { r.load(work) })
+	stopped := ctx.Done()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		r.mu.Lock()
+		r.added = false
+		r.mu.Unlock()
+		changed := r.f.health.Changed() // before looking, so that no change falls between
+		r.gate(ctx.Err() == nil && r.f.anyOpen(r.tiers))
+		if wait := r.spawn(ctx, work, &started); wait > 0 {
+			timer.Reset(wait)
+		}
+		if r.over() {
+			return
+		}
+		select {
+		case <-r.wake:
+		case <-changed:
+		case <-timer.C:
+		case <-stopped:
+			stopped = nil
+		}
+	}
+}
+
+// gate opens or closes the route. When it closes, what waits on the shelf goes back; when it opens, one session goes first.
+func (r *route) gate(open bool) {
+	r.mu.Lock()
+	was := r.open
+	r.open = open
+	if open && !was {
+		r.ramp = newRamp(r.ramp.most)
+	}
+	for s := range r.live {
+		if !open || !r.f.health.Open(s.name) {
+			r.writeOff(s)
+		}
+	}
+	var back []*job
+	if !open {
+		back = r.shelf.clear()
+		r.tellMore()
+	}
+	r.mu.Unlock()
+	if was != open {
+		r.cond.Broadcast()
+	}
+	r.giveBack(back)
+}
+
+// writeOff takes a session out of the count: it gets no more messages, and whatever it still waits for keeps no other from
+// being opened. r.mu is held.
+func (r *route) writeOff(s *session) {
+	if s.off {
+		return
+	}
+	s.off = true
+	r.sessions--
+	if r.busy[s.primary]--; r.busy[s.primary] == 0 {
+		delete(r.busy, s.primary)
+	}
+	r.connected(s)
+}
+
+// connected notes that a session is no more being opened. r.mu is held.
+func (r *route) connected(s *session) {
+	if !s.dialing {
+		return
+	}
+	s.dialing = false
+	if r.dialing[s.key]--; r.dialing[s.key] == 0 {
+		delete(r.dialing, s.key)
+	}
+}
+
+// tellMore wakes the sessions that wait for the shelf; r.mu is held.
+func (r *route) tellMore() {
+	close(r.more)
+	r.more = make(chan struct{})
+}
+
+// giveBack returns jobs that were not tried.
+func (r *route) giveBack(jobs []*job) {
+	for _, j := range jobs {
+		if j.msg.Free != nil {
+			j.msg.Free()
+		}
+		r.f.settler.put(settled{j: j, p: plan{release: true}})
+	}
+}
+
+// over ends the route if it has nothing to do.
+func (r *route) over() bool {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	idle := len(r.live) == 0 && !r.loading && r.shelf.n == 0
+	if r.added || !idle || r.open && len(r.ring) > 0 {
+		return false
+	}
+	delete(r.f.active, r.name)
+	r.done = true
+	r.cond.Broadcast()
+	return true
+}
+
+// spawn starts the sessions that are wanted and allowed. It returns how long the primaries want to be left alone, if that
+// is what stands against another one.
+func (r *route) spawn(ctx, work context.Context, started *sync.WaitGroup) time.Duration {
+	for {
+		r.mu.Lock()
+		key, wanted := r.wanted()
+		r.mu.Unlock()
+		if !wanted {
+			return 0
+		}
+		p, until := r.pick(time.Now())
+		if p == nil {
+			return max(time.Until(until), time.Millisecond)
+		}
+		s := r.enter(key, *p)
+		started.Go(func() {
+			s.run(ctx, work)
+			r.leave(s)
+		})
+	}
+}
+
+// enter counts a new session.
+func (r *route) enter(key string, p mta.Primary) *session {
+	s := newSession(r, key, p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live[s] = struct{}{}
+	r.sessions++
+	r.dialing[key]++
+	r.busy[p]++
+	return s
+}
+
+func (r *route) leave(s *session) {
+	r.mu.Lock()
+	r.writeOff(s)
+	delete(r.live, s)
+	r.mu.Unlock()
+	r.signal()
+}
+
+// wanted gives the key that another session should serve; r.mu is held.
+func (r *route) wanted() (key string, ok bool) {
+	if !r.open || r.sessions >= r.ramp.limit {
+		return "", false
+	}
+	for _, k := range r.shelf.keys {
+		if len(r.shelf.groups[k]) > perSession*r.dialing[k] {
+			return k, true
+		}
+	}
+	return "", false
+}
+
+// pick chooses a primary: of the best tier that has one whose gate is open and that is not to be left alone, the one with
+// the fewest sessions, equals by lot (RFC 5321, 5.1). Without one it tells when to ask again.
+func (r *route) pick(now time.Time) (*mta.Primary, time.Time) {
+	var again time.Time
+	for _, tier := range r.tiers {
+		var best []mta.Primary
+		for _, p := range tier {
+			if !r.f.health.Open(p.String()) {
+				continue
+			}
+			if until := r.f.trouble(p.String()).pausing(); until.After(now) {
+				if again.IsZero() || until.Before(again) {
+					again = until
+				}
+				continue
+			}
+			best = r.lessBusy(best, p)
+		}
+		if len(best) > 0 {
+			return &best[rand.IntN(len(best))], time.Time{}
+		}
+	}
+	if again.IsZero() {
+		again = now.Add(time.Second) // a gate has just closed; the change wakes us
+	}
+	return nil, again
+}
+
+// lessBusy keeps the primaries with the fewest sessions.
+func (r *route) lessBusy(best []mta.Primary, p mta.Primary) []mta.Primary {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case len(best) == 0 || r.busy[p] < r.busy[best[0]]:
+		return []mta.Primary{p}
+	case r.busy[p] == r.busy[best[0]]:
+		return append(best, p)
+	}
+	return best
+}
+
+// settled is told when a job's outcome was stored, or is lost.
+func (r *route) settled(j *job) {
+	r.f.out.remove(j)
+	r.mu.Lock()
+	r.out--
+	r.mu.Unlock()
+	r.cond.Signal()
+}

@@ -1,0 +1,57 @@
+package forwarder
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"understudy/internal/mta"
+	"understudy/internal/smtpc"
+)
+
+// Queue is what waits. An error of any method is a fault of the moment: it is logged, and tried again.
+type Queue interface {
+	// Claim leases due deliveries of one destination, oldest first.
+	Claim(ctx context.Context, r mta.ClaimRequest) ([]mta.Lease, error)
+	// Extend moves the end of a lease to d from now.
+	Extend(ctx context.Context, r mta.LeaseRef, d time.Duration) (time.Time, error)
+	// Settle stores results, each settlement whole or not at all, and gives an error for each.
+	Settle(ctx context.Context, s ...mta.Settlement) []error
+	// Release gives leases back without an attempt; they are due at notBefore, or when they were due if that is later.
+	Release(ctx context.Context, notBefore time.Time, r ...mta.LeaseRef) error
+	// Body opens the content; damage is reported before io.EOF.
+	Body(ctx context.Context, id mta.ID) (io.ReadCloser, error)
+	// DueDests lists the destinations that Claim would find something for.
+	DueDests(ctx context.Context, ignoreDue bool) ([]string, error)
+	// NextDue is when something becomes due next; zero if nothing waits.
+	NextDue(ctx context.Context) (time.Time, error)
+	// Watch gives the names of destinations that have something new. Names may be lost.
+	Watch(ctx context.Context) (<-chan string, error)
+}
+
+// Routes says where a domain's mail goes.
+type Routes interface {
+	Route(ctx context.Context, domain string) (mta.Route, error)
+}
+
+// Health says which primaries take mail, and hears what became of it.
+type Health interface {
+	Open(primary string) bool
+	Changed() <-chan struct{} // closed at the next change of any primary's state or any route
+	Observe(primary string, err error)
+}
+
+// Deps are what the forwarder works with. All but Metrics and LeaseLost are required.
+type Deps struct {
+	Queue   Queue
+	Routes  Routes
+	Health  Health
+	Dialer  *smtpc.Dialer
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+	// LeaseLost is in the chain of what Settle says when someone else has the delivery by now: trying again is of no use.
+	LeaseLost error
+}

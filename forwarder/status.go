@@ -1,0 +1,78 @@
+package forwarder
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// RouteStatus is what a route does now, for people.
+type RouteStatus struct {
+	Route     string          `json:"route"`
+	Domains   []string        `json:"domains"` // that have something to claim
+	Primaries []PrimaryStatus `json:"primaries"`
+	Sessions  int             `json:"sessions"`
+	Limit     int             `json:"limit"`      // of sessions, for now
+	Ready     int             `json:"ready"`      // read and waiting for a session
+	OnTheWay  int             `json:"on_the_way"` // claimed, and their outcome not stored yet
+	LastTaken time.Time       `json:"last_taken,omitzero"`
+}
+
+// PrimaryStatus is what the forwarder makes of one primary.
+type PrimaryStatus struct {
+	Primary  string    `json:"primary"`
+	Open     bool      `json:"open"`
+	Sessions int       `json:"sessions"`
+	Until    time.Time `json:"until,omitzero"` // left alone until then
+	Failed   string    `json:"failed,omitempty"`
+}
+
+// Status lists the routes that have work, sorted by name.
+func (f *Forwarder) Status() []RouteStatus {
+	f.mu.Lock()
+	routes := make([]*route, 0, len(f.active))
+	for _, r := range f.active {
+		routes = append(routes, r)
+	}
+	f.mu.Unlock()
+	list := make([]RouteStatus, 0, len(routes))
+	for _, r := range routes {
+		list = append(list, r.status())
+	}
+	slices.SortFunc(list, func(a, b RouteStatus) int { return cmp.Compare(a.Route, b.Route) })
+	return list
+}
+
+func (r *route) status() RouteStatus {
+	r.mu.Lock()
+	s := RouteStatus{
+		Route: r.name, Domains: slices.Clone(r.ring), Sessions: len(r.live), Limit: r.ramp.limit, Ready: r.shelf.n, OnTheWay: r.out, LastTaken: r.last,
+	}
+	var ps []PrimaryStatus
+	for _, tier := range r.tiers {
+		for _, p := range tier {
+			ps = append(ps, PrimaryStatus{Primary: p.String(), Sessions: r.busy[p]})
+		}
+	}
+	r.mu.Unlock()
+	for i := range ps {
+		t := r.f.trouble(ps[i].Primary)
+		t.mu.Lock()
+		ps[i].Open, ps[i].Until = t.open, t.until
+		if t.last != nil {
+			ps[i].Failed = t.last.Error()
+		}
+		t.mu.Unlock()
+	}
+	s.Primaries = ps
+	return s
+}
+
+// sessions counts all of them.
+func (f *Forwarder) sessions() int {
+	n := 0
+	for _, s := range f.Status() {
+		n += s.Sessions
+	}
+	return n
+}
