@@ -25,30 +25,42 @@ const (
 
 // ListFault is one line of a list that can't be understood. Line 0 is the whole file.
 type ListFault struct {
-	File string
-	Line int
-	Text string
+	File string `json:"file"`
+	Line int    `json:"line,omitempty"`
+	Text string `json:"text"`
 }
 
-func (f *ListFault) Error() string {
+// String is "file:line: text".
+func (f ListFault) String() string {
 	if f.Line == 0 {
 		return f.File + ": " + f.Text
 	}
 	return fmt.Sprintf("%s:%d: %s", f.File, f.Line, f.Text)
 }
 
-// readList reads one file for the domains that it serves and gives the set of each. The error joins ListFaults. One
-// line that can't be understood makes the whole file unusable, for it may be a recipient who would be refused.
-func readList(ctx context.Context, file string, domains []string, log *slog.Logger) (map[string]*set, error) {
-	whole := func(text string) error { return &ListFault{File: file, Text: text} }
-	before, err := os.Stat(file)
-	if err != nil {
+// ListFaults are all faults of all lists.
+type ListFaults []ListFault
+
+// Error has one fault a line.
+func (f ListFaults) Error() string {
+	lines := make([]string, len(f))
+	for i := range f {
+		lines[i] = f[i].String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// readList reads one file for the domains that it serves and gives the set of each. One line that can't be understood
+// makes the whole file unusable, for it may be a recipient who would be refused.
+func readList(ctx context.Context, file string, domains []string, log *slog.Logger) (map[string]*set, ListFaults) {
+	whole := func(text string) ListFaults { return ListFaults{{File: file, Text: text}} }
+	info, err := os.Stat(file)
+	switch {
+	case err != nil:
 		return nil, whole(reason(err))
-	}
-	if !before.Mode().IsRegular() { // opening a pipe would wait for its writer
+	case !info.Mode().IsRegular(): // opening a pipe would wait for its writer
 		return nil, whole("is not a regular file")
-	}
-	if before.Size() > maxListSize {
+	case info.Size() > maxListSize:
 		return nil, whole(fmt.Sprintf("is larger than %v", mta.Size(maxListSize)))
 	}
 	f, err := os.Open(file)
@@ -56,9 +68,13 @@ func readList(ctx context.Context, file string, domains []string, log *slog.Logg
 		return nil, whole(reason(err))
 	}
 	defer f.Close()
+	before, err := f.Stat()
+	if err != nil {
+		return nil, whole(reason(err))
+	}
 	l := newList(file, domains)
-	if err := l.parse(ctx, f); err != nil {
-		return nil, err
+	if faults := l.parse(ctx, f); len(faults) > 0 {
+		return nil, faults
 	}
 	after, err := f.Stat()
 	if err != nil {
@@ -87,7 +103,7 @@ type list struct {
 	file    string
 	members map[string]*members // by domain
 	foreign int                 // addresses at domains that the file does not serve
-	faults  []error
+	faults  ListFaults
 }
 
 // members are the folded local parts of one domain, in the form of set.arena.
@@ -106,18 +122,19 @@ func newList(file string, domains []string) *list {
 }
 
 func (l *list) fault(line int, format string, args ...any) {
-	l.faults = append(l.faults, &ListFault{File: l.file, Line: line, Text: fmt.Sprintf(format, args...)})
+	l.faults = append(l.faults, ListFault{File: l.file, Line: line, Text: fmt.Sprintf(format, args...)})
 }
 
-// parse reads all lines and joins what is wrong with them.
-func (l *list) parse(ctx context.Context, r io.Reader) error {
+// parse reads all lines and tells what is wrong with them.
+func (l *list) parse(ctx context.Context, r io.Reader) ListFaults {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxListLine)
 	n := 0
 	for lines.Scan() {
 		n++
 		if err := ctx.Err(); err != nil {
-			return &ListFault{File: l.file, Line: n, Text: err.Error()}
+			l.fault(n, "%v", err)
+			break
 		}
 		if len(l.faults) == maxListFaults {
 			l.fault(n, "too many faults, the rest of the file was not read")
@@ -137,7 +154,7 @@ func (l *list) parse(ctx context.Context, r io.Reader) error {
 	case err != nil:
 		l.fault(n+1, "%s", reason(err))
 	}
-	return errors.Join(l.faults...)
+	return l.faults
 }
 
 func (l *list) line(line string) error {
@@ -217,7 +234,7 @@ func (l *list) add(domain, local string) {
 
 // sets indexes what was read. A domain without any recipient is a fault: such a file comes from a script that failed,
 // and believing it would refuse all of the domain's mail for good.
-func (l *list) sets() (map[string]*set, error) {
+func (l *list) sets() (map[string]*set, ListFaults) {
 	sets := make(map[string]*set, len(l.members))
 	for domain, m := range l.members {
 		if m.n == 0 && !m.all {
@@ -227,7 +244,7 @@ func (l *list) sets() (map[string]*set, error) {
 		sets[domain] = newSet(bytes.Clone(m.arena), m.n, m.all) // the clone has no spare room
 		m.arena = nil
 	}
-	return sets, errors.Join(l.faults...)
+	return sets, l.faults
 }
 
 // fold gives the form under which local parts are compared. RFC 5321, 2.4 leaves their case to the primary; a primary

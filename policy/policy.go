@@ -65,14 +65,14 @@ func validate(cfg Config, domains map[string]Domain) error {
 	return errors.Join(errs...)
 }
 
-// Load reads all lists, and all of them must be good: it is for the start. An error joins a *ListFault for each fault of each list, and means that
+// Load reads all lists, and all of them must be good: it is for the start. An error is ListFaults, and means that
 // nothing is known and nothing may be taken.
 func (p *Policy) Load(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	lists, err := readLists(ctx, p.domains, p.log)
-	if err != nil {
-		return fmt.Errorf("policy: read recipients: %w", err)
+	lists, faults := readLists(ctx, p.domains, p.log)
+	if len(faults) > 0 {
+		return faults
 	}
 	p.state.Store(newState(p.cfg, p.domains, lists))
 	return nil
@@ -88,30 +88,38 @@ func (p *Policy) Reload(ctx context.Context, cfg Config, domains map[string]Doma
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.state.Load()
-	lists, err := readLists(ctx, domains, p.log)
+	lists, faults := readLists(ctx, domains, p.log)
 	if ctx.Err() != nil {
 		return fmt.Errorf("policy: read recipients: %w", context.Cause(ctx))
 	}
-	if err != nil {
-		for name, d := range domains {
-			if d.Recipients == "" || lists[name] != nil {
-				continue
-			}
-			if old == nil || old.domains[name] == nil || old.domains[name].file == "" {
-				return fmt.Errorf("policy: read recipients: %s has no list to keep: %w", name, err)
-			}
-			lists[name] = old.domains[name].set
+	if len(faults) > 0 {
+		if err := keepOld(lists, domains, old, faults); err != nil {
+			return err
 		}
-		p.log.LogAttrs(ctx, slog.LevelError, "recipient list can't be read, the old one stays in force", slog.Any("err", err))
+		p.log.LogAttrs(ctx, slog.LevelError, "recipient list can't be read, the old one stays in force", slog.Any("err", faults))
 	}
 	p.cfg, p.domains = cfg, maps.Clone(domains)
 	p.state.Store(newState(cfg, domains, lists))
 	return nil
 }
 
-// readLists reads each file once, however many domains it serves. The map has every domain whose list was read,
-// with or without an error, which joins what is wrong with the others.
-func readLists(ctx context.Context, domains map[string]Domain, log *slog.Logger) (map[string]*set, error) {
+// keepOld puts into lists what the old state knows of the domains that are missing there.
+func keepOld(lists map[string]*set, domains map[string]Domain, old *state, faults ListFaults) error {
+	for name, d := range domains {
+		if d.Recipients == "" || lists[name] != nil {
+			continue
+		}
+		if old == nil || old.domains[name] == nil || old.domains[name].file == "" {
+			return fmt.Errorf("policy: %s has no list to keep: %w", name, faults)
+		}
+		lists[name] = old.domains[name].set
+	}
+	return nil
+}
+
+// readLists reads each file once, however many domains it serves. The map has every domain whose list was read; the
+// faults say what is wrong with the others.
+func readLists(ctx context.Context, domains map[string]Domain, log *slog.Logger) (map[string]*set, ListFaults) {
 	served := map[string][]string{} // file to domains
 	for name, d := range domains {
 		if d.Recipients != "" {
@@ -119,15 +127,13 @@ func readLists(ctx context.Context, domains map[string]Domain, log *slog.Logger)
 		}
 	}
 	lists := map[string]*set{}
-	var errs []error
+	var faults ListFaults
 	for _, file := range slices.Sorted(maps.Keys(served)) {
-		l, err := readList(ctx, file, served[file], log)
-		if err != nil {
-			errs = append(errs, err)
-		}
-		maps.Copy(lists, l)
+		sets, wrong := readList(ctx, file, served[file], log)
+		faults = append(faults, wrong...)
+		maps.Copy(lists, sets)
 	}
-	return lists, errors.Join(errs...)
+	return lists, faults
 }
 
 func newState(cfg Config, domains map[string]Domain, lists map[string]*set) *state {

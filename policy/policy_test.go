@@ -138,8 +138,8 @@ func TestAListThatCanNotBeReadRefusesTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = p.Load(t.Context())
-	if err == nil {
-		t.Fatal("Load succeeded")
+	if faults, ok := errors.AsType[ListFaults](err); !ok || len(faults) != 2 {
+		t.Fatalf("got %v", err)
 	}
 	for _, want := range []string{bad + ":2: ", filepath.Join(dir, "missing") + ": no such file or directory"} {
 		if !strings.Contains(err.Error(), want) {

@@ -15,7 +15,7 @@ import (
 
 // onlyAtStart are the keys, and the sections, that a running process can't change: what it has bound, opened or told
 // its peers. The rest is put in force by a reload.
-var onlyAtStart = []string{"hostname", "log.format", "admin", "inbound", "spool", "dns"}
+var onlyAtStart = []string{"hostname", "log.format", "admin", "inbound", "spool", "dns", "forwarder.memory", "forwarder.source"}
 
 // NeedRestart lists the keys that differ and are put in force only by a restart.
 func NeedRestart(old, new *Config) []string {

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -170,6 +171,15 @@ func TestNeedRestartNamesWhatAReloadCanNotDo(t *testing.T) {
 	want := []string{"admin.socket", "dns.timeout", "hostname", "inbound.temp_dir", "log.format", "spool.dir", "spool.old_key_files"}
 	if got := NeedRestart(old, stiff); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestEveryKeyThatNeedsARestartIsAKey(t *testing.T) {
+	keys := leaves(Default())
+	for _, s := range onlyAtStart {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(keys)), func(key string) bool { return isBelow(key, []string{s}) }) {
+			t.Errorf("%s is nothing that can change", s)
+		}
 	}
 }
 
