@@ -1,0 +1,275 @@
+package spool
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"understudy/internal/mta"
+)
+
+// Versions of the two records. A reader takes all versions up to its own; docs/spool-format.md lists them.
+const (
+	messageVersion  = 1
+	progressVersion = 1
+)
+
+// message is the commit record: a message exists while its record does.
+type message struct {
+	size int64  // octets of content
+	sum  uint64 // xxHash64 of the content
+	file uint32 // the content's file is named after it; 0: the content is in the database
+	seal bool   // the file is encrypted
+	env  *mta.Envelope
+}
+
+// enc appends the fields of a record. Integers are varints, strings have their length before them.
+type enc []byte
+
+func (e *enc) byte(b byte)     { *e = append(*e, b) }
+func (e *enc) uint(v uint64)   { *e = binary.AppendUvarint(*e, v) }
+func (e *enc) int(v int64)     { *e = binary.AppendVarint(*e, v) }
+func (e *enc) string(s string) { e.uint(uint64(len(s))); *e = append(*e, s...) }
+func (e *enc) path(p mta.Path) { e.string(p.Local); e.string(p.Domain) }
+
+// time keeps nanoseconds; 0 is the zero time, which no message can have been received at.
+func (e *enc) time(t time.Time) {
+	if t.IsZero() {
+		e.int(0)
+		return
+	}
+	e.int(t.UnixNano())
+}
+
+func (e *enc) addr(a netip.AddrPort) {
+	b, _ := a.MarshalBinary() // never an error (net/netip)
+	e.string(string(b))
+}
+
+func (e *enc) reply(r *mta.Reply, text int) {
+	e.uint(uint64(r.Code))
+	e.string(clip(r.Enhanced, len("5.999.999")))
+	e.string(clip(r.Text, text))
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return s[:n]
+	}
+	return s
+}
+
+// dec reads the fields of a record. The first fault is kept and everything after it is zero.
+type dec struct {
+	b   []byte
+	err error
+}
+
+var errShort = errors.New("record is too short")
+
+func (d *dec) byte() byte {
+	if len(d.b) == 0 {
+		d.fail(errShort)
+		return 0
+	}
+	b := d.b[0]
+	d.b = d.b[1:]
+	return b
+}
+
+func (d *dec) uint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.fail(errShort)
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *dec) int() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail(errShort)
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// count reads a number of things that take at least one octet each, so a damaged one can't ask for much memory.
+func (d *dec) count() int {
+	n := d.uint()
+	if n > uint64(len(d.b)) {
+		d.fail(errShort)
+		return 0
+	}
+	return int(n)
+}
+
+func (d *dec) bytes() []byte {
+	n := d.count()
+	b := d.b[:n]
+	d.b = d.b[n:]
+	return b
+}
+
+func (d *dec) string() string { return string(d.bytes()) }
+
+func (d *dec) path() mta.Path { return mta.Path{Local: d.string(), Domain: d.string()} }
+
+func (d *dec) time() time.Time {
+	v := d.int()
+	if v == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, v).UTC()
+}
+
+func (d *dec) addr() netip.AddrPort {
+	var a netip.AddrPort
+	if err := a.UnmarshalBinary(d.bytes()); err != nil {
+		d.fail(err)
+	}
+	return a
+}
+
+func (d *dec) reply() mta.Reply {
+	return mta.Reply{Code: int(d.uint()), Enhanced: d.string(), Text: d.string()}
+}
+
+func (d *dec) fail(err error) {
+	if d.err == nil {
+		d.err = err
+	}
+	d.b = nil
+}
+
+// version refuses records of a later release: to guess at them would be to lose mail.
+func (d *dec) version(known byte) {
+	if v := d.byte(); d.err == nil && (v == 0 || v > known) {
+		d.fail(fmt.Errorf("record has version %d; this release knows up to %d", v, known))
+	}
+}
+
+// flagSealed marks a message whose content's file is encrypted.
+const flagSealed = 1
+
+// Bits of an envelope's flags.
+const (
+	flagTLS = 1 << iota
+	flagSMTPUTF8
+	flagRequireTLS
+)
+
+// encode gives the commit record.
+func (m *message) encode() []byte {
+	env := m.env
+	e := make(enc, 0, 256+64*len(env.Rcpts))
+	e.byte(messageVersion)
+	e = append(e, env.ID[:]...)
+	e.uint(uint64(m.size))
+	e = binary.BigEndian.AppendUint64(e, m.sum)
+	e.uint(uint64(m.file))
+	e.byte(flagIf(m.seal, flagSealed))
+	e.time(env.Received)
+	e.time(env.Due)
+	e.time(env.Expires)
+	e.envelope(env)
+	return e
+}
+
+func (e *enc) envelope(env *mta.Envelope) {
+	var flags byte
+	if env.Peer.TLS != nil {
+		flags |= flagTLS
+	}
+	if env.Params.SMTPUTF8 {
+		flags |= flagSMTPUTF8
+	}
+	if env.Params.RequireTLS {
+		flags |= flagRequireTLS
+	}
+	e.byte(flags)
+	e.string(env.Node)
+	e.addr(env.Peer.Addr)
+	e.addr(env.Peer.Local)
+	e.string(env.Peer.Name)
+	e.string(env.Peer.Helo)
+	e.string(env.Peer.Proto)
+	if t := env.Peer.TLS; t != nil {
+		e.string(t.Version)
+		e.string(t.Cipher)
+		e.string(t.ServerName)
+	}
+	e.path(env.From)
+	e.string(env.Params.Body)
+	e.string(env.Params.Ret)
+	e.string(env.Params.EnvID)
+	e.uint(uint64(len(env.Rcpts)))
+	for i := range env.Rcpts {
+		r := &env.Rcpts[i]
+		e.path(r.Addr)
+		e.string(r.ORcpt)
+		e.byte(byte(r.Notify))
+		e.string(r.Dest)
+	}
+}
+
+// decodeMessage reads a commit record.
+func decodeMessage(b []byte) (*message, error) {
+	d := dec{b: b}
+	d.version(messageVersion)
+	m := &message{env: &mta.Envelope{}}
+	if len(d.b) < len(m.env.ID) {
+		d.fail(errShort)
+	}
+	d.b = d.b[copy(m.env.ID[:], d.b):]
+	m.size = int64(d.uint())
+	if len(d.b) < 8 {
+		d.fail(errShort)
+	} else {
+		m.sum = binary.BigEndian.Uint64(d.b)
+		d.b = d.b[8:]
+	}
+	m.file = uint32(d.uint())
+	m.seal = d.byte()&flagSealed != 0
+	m.env.Received = d.time()
+	m.env.Due = d.time()
+	m.env.Expires = d.time()
+	d.envelope(m.env)
+	if d.err != nil {
+		return nil, fmt.Errorf("commit record: %w", d.err)
+	}
+	return m, nil
+}
+
+func (d *dec) envelope(env *mta.Envelope) {
+	flags := d.byte()
+	env.Params.SMTPUTF8 = flags&flagSMTPUTF8 != 0
+	env.Params.RequireTLS = flags&flagRequireTLS != 0
+	env.Node = d.string()
+	env.Peer.Addr = d.addr()
+	env.Peer.Local = d.addr()
+	env.Peer.Name = d.string()
+	env.Peer.Helo = d.string()
+	env.Peer.Proto = d.string()
+	if flags&flagTLS != 0 {
+		env.Peer.TLS = &mta.TLS{Version: d.string(), Cipher: d.string(), ServerName: d.string()}
+	}
+	env.From = d.path()
+	env.Params.Body = d.string()
+	env.Params.Ret = d.string()
+	env.Params.EnvID = d.string()
+	n := d.count()
+	env.Rcpts = make([]mta.Recipient, 0, min(n, 1024))
+	for range n {
+		r := mta.Recipient{Addr: d.path(), ORcpt: d.string(), Notify: mta.Notify(d.byte()), Dest: d.string()}
+		if d.err != nil {
+			return
+		}
+		env.Rcpts = append(env.Rcpts, r)
+	}
+}

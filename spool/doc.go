@@ -1,0 +1,39 @@
+// Package spool keeps messages on stable storage and knows what is due.
+//
+// The guarantee: once Put returned nil, the message is there after any crash of the process, the system or the power,
+// until each of its recipients was settled as delivered, returned or dropped. A message may reach a primary twice,
+// where a settlement could not be stored any more, and never zero times.
+//
+// # States of a message
+//
+//	     content  record  progress  meaning                       left by a crash at…
+//	S1      -       -        -      unknown
+//	S2      +       -        -      being received, no 250 said   its content          → a body file is swept by Open
+//	S3      +       +        ±      queued: 250 may be said       any time after       → tried when due; leases are forgotten
+//	S4      +       +        +      held                                               → stays held
+//	S5      ±       -        ±      ended                         its settlement       → what is left goes with its generation
+//	S6      !       +        +      damaged: held, with an alert                       → stays held, is never removed
+//
+// "record" is the commit record, written last and in one transaction with a small body. It makes the message exist.
+// "progress" is written only once it differs from the beginning.
+//
+// # States of a generation
+//
+//	active    takes new mail; exactly one, or none while none can be made
+//	full      a new one is active; it is closed as soon as nobody uses it
+//	closed    opened again when a delivery needs it
+//	left      its commit failed or was doubtful: read, never written to; what lives is copied to the active one
+//	drained   nothing in it lives: renamed, then removed
+//	damaged   read in part, or not at all: never removed, never stops the others
+//
+// # Goroutines
+//
+// Each open database has one that writes (database.run): it groups what waits into one transaction and one sync. The
+// keeper (Store.keep) closes, evacuates and removes generations. Each Watch has one that passes hints on. Close ends
+// all of them.
+//
+// # Locks
+//
+// In this order: queue.life (read), the message's lock, Store.rolling, generation.mu, Store.mu, queue.mu, space.mu. No
+// I/O is done under queue.mu.
+package spool

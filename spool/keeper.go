@@ -1,0 +1,335 @@
+package spool
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"understudy/internal/mta"
+)
+
+// Times of the keeper's work.
+const (
+	keeperTick     = time.Second
+	sealAge        = time.Hour        // so that a quiet spool gives its disk space back too
+	idleClose      = 30 * time.Second // an older generation that nobody used for so long is closed
+	evacuateIdle   = 5 * time.Second  // what is being drained right now is not moved
+	evacuateEvery  = 10 * time.Second
+	evacuateShare  = 4 // moved when less than 1/4 of what it takes on disk is content that lives
+	evacuateWrites = 64
+)
+
+// keep is the keeper: it closes, moves out of and removes generations, until ctx is done. Each of its steps can be cut
+// short by a crash.
+func (s *Store) keep(ctx context.Context) {
+	tick := time.NewTicker(keeperTick)
+	defer tick.Stop()
+	var evacuated time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.work:
+		case <-tick.C:
+			s.watchLimits()
+		}
+		s.renewActive()
+		if time.Since(evacuated) > evacuateEvery {
+			evacuated = time.Now()
+			s.evacuateAll(ctx, evacuateIdle)
+		}
+		s.evacuateLeft(ctx)
+		s.closeSome()
+		s.removeDrained()
+	}
+}
+
+// wake asks the keeper to look now.
+func (s *Store) wake() {
+	select {
+	case s.work <- struct{}{}:
+	default:
+	}
+}
+
+// watchLimits looks at what others use up too.
+func (s *Store) watchLimits() {
+	open, most := files()
+	if crowded := most-open < minFiles; crowded != s.crowded.Swap(crowded) {
+		s.log.Warn("file descriptors", slog.Int64("open", open), slog.Int64("limit", most), slog.Bool("refusing", crowded))
+	}
+	if err := s.space.restore(); err != nil {
+		s.log.Warn("no ballast", slog.Any("err", err))
+	}
+}
+
+// renewActive makes a new active generation where there is none, or where it is old.
+func (s *Store) renewActive() {
+	s.mu.Lock()
+	g := s.active
+	s.mu.Unlock()
+	if g != nil && (g.seq.Load() == 0 || !g.olderThan(sealAge)) {
+		return
+	}
+	if _, err := s.roll(g); err != nil {
+		s.log.Error("no generation for new mail", slog.Any("err", err))
+	}
+}
+
+func (g *generation) olderThan(age time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Since(g.created) > age
+}
+
+// closeSome closes generations that were filled, that nobody uses, and the least used beyond the limit.
+func (s *Store) closeSome() {
+	var open []*generation
+	for _, g := range s.snapshot() {
+		if s.isActive(g) {
+			continue
+		}
+		switch g.closable() {
+		case closeNow:
+			s.closeGeneration(g)
+		case closeMaybe:
+			open = append(open, g)
+		}
+	}
+	slices.SortFunc(open, func(a, b *generation) int { return a.lastUse().Compare(b.lastUse()) })
+	for _, g := range open[:max(0, len(open)-s.cfg.OpenGenerations)] {
+		s.closeGeneration(g)
+	}
+}
+
+type closability int
+
+const (
+	closeNot closability = iota
+	closeMaybe
+	closeNow
+)
+
+func (g *generation) closable() closability {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.db == nil:
+		return closeNot
+	case g.db.poisoned() != nil && g.live.Load() > 0:
+		return closeNot // its copy in memory is the best there is
+	case g.db.big && g.live.Load() > 0:
+		return closeNow
+	case time.Since(g.touched) > idleClose:
+		return closeNow
+	}
+	return closeMaybe
+}
+
+func (g *generation) lastUse() time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.touched
+}
+
+func (s *Store) closeGeneration(g *generation) {
+	if _, err := g.closeIdle(s); err != nil {
+		s.log.Warn("generation not closed", slog.String("dir", g.dir), slog.Any("err", err))
+	}
+}
+
+// evacuateAll copies what lives out of generations that are mostly done, so that a few stragglers don't pin the disk.
+func (s *Store) evacuateAll(ctx context.Context, idle time.Duration) {
+	content := s.contentByGeneration()
+	for _, g := range s.snapshot() {
+		if ctx.Err() != nil {
+			return
+		}
+		if s.isActive(g) || g.live.Load() == 0 || g.damaged.Load() || time.Since(g.lastUse()) < idle {
+			continue
+		}
+		if content[g.num]*evacuateShare < diskUsed(g.dir) {
+			s.evacuate(ctx, g)
+		}
+	}
+}
+
+// contentByGeneration sums up what lives in the databases; a record counts as much as a small body.
+func (s *Store) contentByGeneration() map[uint32]int64 {
+	const record = 512
+	sum := make(map[uint32]int64)
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	for _, m := range s.idx.byID {
+		row := s.idx.msgs.at(m)
+		sum[row.loc.gen] += record
+		if row.size <= inlineMax {
+			sum[row.loc.gen] += row.size
+		}
+	}
+	return sum
+}
+
+// evacuateLeft empties generations that were left behind after a failed commit.
+func (s *Store) evacuateLeft(ctx context.Context) {
+	for _, g := range s.snapshot() {
+		g.mu.Lock()
+		left := g.left
+		g.mu.Unlock()
+		if left && g.live.Load() > 0 && !g.damaged.Load() && !s.isActive(g) {
+			s.evacuate(ctx, g)
+		}
+	}
+}
+
+// evacuate copies the messages of a generation to the active one, a few at a time.
+func (s *Store) evacuate(ctx context.Context, g *generation) {
+	var ids []mta.ID
+	s.queue.mu.Lock()
+	for id, m := range s.idx.byID {
+		if s.idx.msgs.at(m).loc.gen == g.num {
+			ids = append(ids, id)
+		}
+	}
+	s.queue.mu.Unlock()
+	for group := range slices.Chunk(ids, evacuateWrites) {
+		if err := s.enter(ctx); err != nil {
+			return
+		}
+		err := s.move(g, group)
+		s.leave()
+		if err != nil {
+			s.log.Warn("generation not evacuated", slog.String("dir", g.dir), slog.Any("err", err))
+			return
+		}
+	}
+}
+
+// move copies messages, under their locks: the copy and the end of the original are one commit.
+func (s *Store) move(g *generation, ids []mta.ID) error {
+	defer s.queue.lock(ids...)()
+	for _, id := range ids {
+		at, ok := s.where(id)
+		if !ok || at.gen != g.num {
+			continue
+		}
+		if err := s.moveOne(id, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveOne needs the message's lock.
+func (s *Store) moveOne(id mta.ID, at loc) error {
+	m, p, err := s.load(at)
+	if err != nil {
+		return s.cantMove(at, err)
+	}
+	var content []byte
+	if m.file == 0 {
+		if content, err = s.inline(at, m); err != nil {
+			return s.cantMove(at, err)
+		}
+	}
+	to, err := s.add(func(seq uint32) []entry {
+		entries := []entry{{messageKey(seq), m.encode()}, {overrideKey(at), encodeOverride(id, nil)}}
+		if m.file == 0 {
+			entries = append(entries, entry{bodyKey(seq), content})
+		}
+		if p.rev > 0 {
+			entries = append(entries, entry{progressKey(seq), p.encode()})
+		}
+		return entries
+	}, 1)
+	if err != nil {
+		return err
+	}
+	s.queue.mu.Lock()
+	if row, ok := s.idx.find(id); ok {
+		s.idx.msgs.at(row).loc = to
+	}
+	s.queue.mu.Unlock()
+	s.stats.moved.Inc()
+	s.persistGroup(at.gen, []*change{{id: id, at: at, override: to.gen}}) // without msg: the file goes on with the copy
+	return nil
+}
+
+// cantMove keeps a generation whose content can't be read.
+func (s *Store) cantMove(at loc, err error) error {
+	if g, ok := s.generation(at.gen); ok {
+		s.damagedGeneration(g, err)
+	}
+	return err
+}
+
+// removeDrained removes generations that nothing lives in.
+func (s *Store) removeDrained() {
+	for _, g := range s.snapshot() {
+		if s.isActive(g) || g.live.Load() > 0 || g.damaged.Load() || s.pinned(g) {
+			continue
+		}
+		if err := s.remove(g); err != nil {
+			s.log.Warn("generation not removed", slog.String("dir", g.dir), slog.Any("err", err))
+		}
+	}
+}
+
+// pinned reports whether overrides in g are about a generation that is still there.
+func (s *Store) pinned(g *generation) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for num := range g.pins {
+		if _, ok := s.generation(num); ok && num != g.num {
+			return true
+		}
+	}
+	return false
+}
+
+// remove takes a generation off the disk: by its name first, so that a crash leaves all of it or a name that says that
+// it may go.
+func (s *Store) remove(g *generation) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.refs > 0 || g.live.Load() > 0 || s.holds(g) {
+		return nil
+	}
+	if g.db != nil {
+		if err := g.closeLocked(s); err != nil {
+			return err
+		}
+	}
+	gone := g.dir + goneSuffix
+	if err := os.Rename(g.dir, gone); err != nil {
+		return err
+	}
+	if err := syncDir(s.dir); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.gens, g.num)
+	for at := range s.overrides {
+		if at.gen == g.num {
+			delete(s.overrides, at)
+		}
+	}
+	s.mu.Unlock()
+	s.stats.removed.Inc()
+	return os.RemoveAll(gone)
+}
+
+// holds asks the index, whatever the generation counted: what it knows of is never removed.
+func (s *Store) holds(g *generation) bool {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	for _, m := range s.idx.byID {
+		if s.idx.msgs.at(m).loc.gen == g.num {
+			s.log.Error("generation counts no messages but has some", slog.String("dir", g.dir))
+			return true
+		}
+	}
+	return false
+}

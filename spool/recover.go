@@ -1,0 +1,398 @@
+package spool
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sync/errgroup"
+
+	"understudy/internal/mta"
+)
+
+// findings are what the generations hold, while they are read.
+type findings struct {
+	mu        sync.Mutex
+	overrides []override
+	files     map[string]struct{} // names of bodies that records speak of
+	stale     []stored            // copies that a later one stands for
+	amends    []*change           // what has to be written to make the disk agree with the index
+	messages  int
+}
+
+// stored is a message as a record has it.
+type stored struct {
+	at  loc
+	msg *message
+	p   *progress
+}
+
+// recoverers read generations side by side.
+const recoverers = 3
+
+// recover reads all generations into the index. Only a format or key that is not ours, or a full disk, keeps the
+// spool from opening; a generation that can't be read is left alone, with an alert, and the others go on.
+func (s *Store) recover(ctx context.Context) error {
+	s.found = &findings{files: make(map[string]struct{})}
+	gens, err := s.findGenerations()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(recoverers)
+	for _, g := range gens {
+		group.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return s.recoverGeneration(g)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		s.abandon()
+		return err
+	}
+	s.applyOverrides()
+	s.amendStale()
+	s.sweepBodies()
+	return nil
+}
+
+// abandon closes what recover had opened.
+func (s *Store) abandon() {
+	for _, g := range s.snapshot() {
+		g.closeIdle(s)
+	}
+}
+
+// findGenerations lists the folders and finishes removals.
+func (s *Store) findGenerations() ([]*generation, error) {
+	list, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	var gens []*generation
+	for _, e := range list {
+		num, gone, ok := parseGeneration(e.Name())
+		if !ok {
+			continue
+		}
+		s.next = max(s.next, num+1)
+		dir := filepath.Join(s.dir, e.Name())
+		if gone {
+			if err := os.RemoveAll(dir); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		g, err := s.identify(dir, num)
+		if err != nil {
+			return nil, err
+		}
+		if g != nil {
+			gens = append(gens, g)
+			s.gens[num] = g
+		}
+	}
+	return gens, nil
+}
+
+// identify reads what a folder is; nil if it is to be left alone.
+func (s *Store) identify(dir string, num uint32) (*generation, error) {
+	var info generationInfo
+	err := readJSON(filepath.Join(dir, generationFile), &info)
+	if errors.Is(err, os.ErrNotExist) && isEmptyFolder(dir) {
+		return nil, os.RemoveAll(dir) // its making was cut short: nothing was ever promised from it
+	}
+	if err == nil && info.Version > generationVersion {
+		return nil, fmt.Errorf("%s has format version %d; this release knows up to %d: use the release that wrote it", dir, info.Version, generationVersion)
+	}
+	if err == nil && (info.Number != num || info.Memtable < int64(minGeneration) || info.Memtable > int64(maxGeneration)) {
+		err = fmt.Errorf("%s is not of this folder: %+v", generationFile, info)
+	}
+	if err != nil {
+		s.breakGeneration(dir, err)
+		return nil, nil
+	}
+	key, err := s.keys.find(info.KeyID, dir)
+	if err != nil {
+		return nil, err
+	}
+	return newGeneration(dir, info, key), nil
+}
+
+func isEmptyFolder(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "MANIFEST"))
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// breakGeneration tells of a generation that can't be opened. Nothing in it is touched.
+func (s *Store) breakGeneration(dir string, err error) {
+	s.stats.damaged.Inc()
+	s.found.mu.Lock()
+	s.broken = append(s.broken, dir)
+	s.found.mu.Unlock()
+	s.log.Error("generation can't be opened, its mail waits for an operator", slog.String("dir", dir), slog.Any("err", err))
+}
+
+// recoverGeneration reads one generation. One that was closed well is read as it is; any other one has its log copied
+// aside and replayed, and every block of it is verified.
+func (s *Store) recoverGeneration(g *generation) error {
+	var clean cleanInfo
+	err := readJSON(filepath.Join(g.dir, cleanFile), &clean)
+	if err == nil && !hasLogs(g.dir) {
+		err = s.recoverClean(g, clean)
+	} else {
+		err = s.recoverUnclean(g)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, badger.ErrEncryptionKeyMismatch):
+		return fmt.Errorf("%s: the key with the ID %s does not open it: %w", g.dir, g.info.KeyID, err)
+	case errors.Is(err, errNoSpace):
+		return err
+	}
+	s.breakGeneration(g.dir, err)
+	s.mu.Lock()
+	delete(s.gens, g.num)
+	s.mu.Unlock()
+	return nil
+}
+
+func hasLogs(dir string) bool {
+	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	return err != nil || len(logs) > 0
+}
+
+func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
+	if err := checkTables(g.dir); err != nil {
+		return err
+	}
+	log := crier{s.log, func(error) {}}
+	db, err := openBadger(badgerOptions(g.dir, smallMemtable, g.key, log).WithReadOnly(true))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := s.scan(g, db); err != nil {
+		return err
+	}
+	if n := g.records.Load(); n != clean.Records {
+		s.damagedGeneration(g, fmt.Errorf("%d commit records, %d at the last close: %w", n, clean.Records, errors.Join(ErrDamaged, db.VerifyChecksum())))
+	}
+	return nil
+}
+
+func (s *Store) recoverUnclean(g *generation) error {
+	s.saveLogs(g)
+	d, err := g.use(s)
+	if err != nil {
+		return err
+	}
+	defer g.release()
+	if err := s.scan(g, d.db); err != nil {
+		return err
+	}
+	if err := d.db.VerifyChecksum(); err != nil {
+		s.damagedGeneration(g, err)
+	}
+	return nil
+}
+
+// damagedGeneration tells of a generation that can be read only in part. It is never removed.
+func (s *Store) damagedGeneration(g *generation, err error) {
+	if g.damaged.Swap(true) {
+		return
+	}
+	s.stats.damaged.Inc()
+	s.log.Error("generation is damaged, some of its mail may be missing", slog.String("dir", g.dir), slog.Any("err", err))
+}
+
+// scan reads the records of a generation: progress first, so that each message is known with its own.
+func (s *Store) scan(g *generation, db *badger.DB) error {
+	return db.View(func(txn *badger.Txn) error {
+		progress := make(map[uint32][]byte)
+		err := each(txn, 'r', func(k, v []byte) error {
+			progress[seqOf(k)] = slices.Clone(v)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = each(txn, 'o', func(k, v []byte) error { return s.foundOverride(g, k, v) })
+		if err != nil {
+			return err
+		}
+		return each(txn, 'm', func(k, v []byte) error {
+			g.records.Add(1)
+			seq := seqOf(k)
+			g.seq.Store(max(g.seq.Load(), seq))
+			if err := s.foundMessage(g, seq, v, progress[seq]); err != nil {
+				s.damagedGeneration(g, fmt.Errorf("message %d: %w", seq, err))
+			}
+			return nil
+		})
+	})
+}
+
+// each calls f for the keys that begin with a letter, in order.
+func each(txn *badger.Txn, letter byte, f func(key, value []byte) error) error {
+	o := badger.DefaultIteratorOptions
+	o.Prefix = []byte{letter}
+	o.PrefetchValues = false
+	it := txn.NewIterator(o)
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		item := it.Item()
+		if err := item.Value(func(v []byte) error { return f(item.Key(), v) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) foundOverride(g *generation, k, v []byte) error {
+	o, err := decodeOverride(slices.Clone(v))
+	if err != nil || len(k) != 9 {
+		s.damagedGeneration(g, fmt.Errorf("override %x: %w", k, errors.Join(ErrDamaged, err)))
+		return nil
+	}
+	o.at, o.by = loc{seqOf(k), seqOf(k[4:])}, g.num
+	s.found.mu.Lock()
+	s.found.overrides = append(s.found.overrides, o)
+	s.found.mu.Unlock()
+	return nil
+}
+
+// seqOf reads the number behind a key's first octet.
+func seqOf(k []byte) uint32 {
+	return uint32(k[1])<<24 | uint32(k[2])<<16 | uint32(k[3])<<8 | uint32(k[4])
+}
+
+func (s *Store) foundMessage(g *generation, seq uint32, record, progress []byte) error {
+	m, err := decodeMessage(record)
+	if err != nil {
+		return err
+	}
+	p := begin(m.env)
+	if progress != nil {
+		if p, err = decodeProgress(progress, m.env); err != nil {
+			return err
+		}
+	}
+	s.found.mu.Lock()
+	defer s.found.mu.Unlock()
+	if m.file != 0 {
+		s.found.files[bodyName(m.env.ID, m.file)] = struct{}{}
+	}
+	s.index(stored{at: loc{g.num, seq}, msg: m, p: p})
+	return nil
+}
+
+// index takes a message in; of two copies the one in the later generation is valid. It needs found.mu.
+func (s *Store) index(n stored) {
+	id := n.msg.env.ID
+	if row, ok := s.idx.find(id); ok {
+		old := s.idx.msgs.at(row).loc
+		if old.gen > n.at.gen {
+			s.found.stale = append(s.found.stale, n)
+			return
+		}
+		s.found.stale = append(s.found.stale, stored{at: old, msg: &message{env: &mta.Envelope{ID: id}}})
+		s.idx.remove(row)
+		s.countLive(old.gen, -1)
+	}
+	s.idx.add(n.msg.env, n.at, n.msg.size, n.p)
+	s.countLive(n.at.gen, 1)
+}
+
+func (s *Store) countLive(num uint32, n int64) {
+	if g, ok := s.generation(num); ok {
+		g.live.Add(n)
+	}
+}
+
+// applyOverrides brings messages to what was stored about them in later generations.
+func (s *Store) applyOverrides() {
+	slices.SortFunc(s.found.overrides, func(a, b override) int { return cmp.Compare(a.by, b.by) })
+	for _, o := range s.found.overrides {
+		row, ok := s.idx.find(o.id)
+		if !ok || s.idx.msgs.at(row).loc != o.at {
+			continue // it ended, or was moved
+		}
+		if err := s.applyOverride(row, o); err != nil {
+			s.damagedGeneration(s.gens[o.by], fmt.Errorf("override of %s: %w", o.id, err))
+		}
+	}
+}
+
+func (s *Store) applyOverride(row uint32, o override) error {
+	m, p, err := s.load(o.at)
+	if err != nil {
+		return err
+	}
+	c := &change{id: o.id, at: o.at, msg: m, override: o.by}
+	if o.progress != nil {
+		later, err := decodeProgress(o.progress, m.env)
+		if err != nil {
+			return err
+		}
+		if later.rev <= p.rev {
+			return nil
+		}
+		c.p = later
+		s.overrides[o.at] = o.progress
+		s.idx.update(row, m.env, later)
+	} else {
+		s.idx.remove(row)
+	}
+	s.found.amends = append(s.found.amends, c)
+	return nil
+}
+
+// amendStale has copies deleted that a later one stands for: once that one is gone, they must not come back.
+func (s *Store) amendStale() {
+	for _, n := range s.found.stale {
+		s.countLive(n.at.gen, 1) // the amendment takes it off
+		s.found.amends = append(s.found.amends, &change{id: n.msg.env.ID, at: n.at})
+	}
+}
+
+// sweepBodies removes content that no record names: its 250 was never said, or its message has ended. While anything
+// is damaged nobody knows what may be missing, and nothing is swept.
+func (s *Store) sweepBodies() {
+	if len(s.broken) > 0 || slices.ContainsFunc(s.snapshot(), func(g *generation) bool { return g.damaged.Load() }) {
+		return
+	}
+	dir := filepath.Join(s.dir, bodiesDir)
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		s.log.Warn("bodies not swept", slog.Any("err", err))
+		return
+	}
+	for _, e := range list {
+		if _, ok := s.found.files[e.Name()]; ok {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			s.log.Warn("body not swept", slog.String("file", e.Name()), slog.Any("err", err))
+		}
+	}
+}
+
+func sortedGenerations(m map[uint32]*generation) []*generation {
+	list := make([]*generation, 0, len(m))
+	for _, g := range m {
+		list = append(list, g)
+	}
+	slices.SortFunc(list, func(a, b *generation) int { return cmp.Compare(a.num, b.num) })
+	return list
+}

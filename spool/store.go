@@ -1,0 +1,550 @@
+package spool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"understudy/internal/mta"
+)
+
+// Store is the engine for one machine: generations of Badger databases in one folder.
+type Store struct {
+	*queue
+	dir   string
+	flock *os.File // the folder is ours while it is open
+	keys  *keyring
+	space *space
+
+	mu     sync.Mutex // guards gens, next, active and overrides
+	gens   map[uint32]*generation
+	next   uint32      // number of the next generation
+	active *generation // nil while none could be made
+	// overrides are the progress of messages whose own generation can't be written to any more.
+	overrides map[loc][]byte
+
+	rolling  sync.Mutex    // held while a new active generation is made
+	failed   error         // why the last one could not be made; guarded by mu
+	retryAt  time.Time     // not before; guarded by mu
+	patience time.Duration // until the next retry after that; guarded by mu
+
+	found   *findings     // of recover, until begin
+	broken  []string      // folders of generations that could not be opened; set by recover
+	crowded atomic.Bool   // few descriptors are left
+	work    chan struct{} // wakes the keeper; capacity 1
+	stop    context.CancelFunc
+	kept    sync.WaitGroup // the keeper
+}
+
+// A generation that can't be made is tried again after this long, and ever more rarely: each try costs something.
+const (
+	rollRetry    = time.Second
+	maxRollRetry = time.Minute
+)
+
+// Open opens the spool in cfg.Dir, creates it if it is not there, and recovers what a crash left: when it returns,
+// every message that got a 250 is in the index again.
+func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Store, error) {
+	s, err := open(ctx, cfg, log, newMetrics(reg))
+	if err != nil {
+		return nil, fmt.Errorf("spool: open %s: %w", cfg.Dir, err)
+	}
+	s.stats.watchStore(reg, s)
+	return s, nil
+}
+
+func open(ctx context.Context, cfg Config, log *slog.Logger, stats *metrics) (*Store, error) {
+	keys, err := loadKeys(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		dir: cfg.Dir, keys: keys, gens: make(map[uint32]*generation), next: 1,
+		overrides: make(map[loc][]byte), work: make(chan struct{}, 1),
+		space: &space{dir: cfg.Dir, reserve: int64(cfg.Reserve), percent: cfg.ReservePercent, ballast: int64(cfg.Ballast), log: log},
+	}
+	s.queue = newQueue(cfg, log, stats, s)
+	if err := s.prepareFolder(); err != nil {
+		return nil, err
+	}
+	if err := s.recover(ctx); err != nil {
+		s.flock.Close()
+		return nil, err
+	}
+	if err := s.space.restore(); err != nil {
+		log.Warn("no ballast", slog.Any("err", err))
+	}
+	s.begin()
+	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.kept.Go(func() { s.keep(keep) })
+	return s, nil
+}
+
+// begin makes the spool fit for new mail and ends what a crash left half done.
+func (s *Store) begin() {
+	if _, err := s.roll(nil); err != nil {
+		// Deliveries can go on; Ready says why new mail is not taken, and the next Put tries again.
+		s.log.Error("no generation for new mail", slog.Any("err", err))
+	}
+	s.persist(s.found.amends)
+	for _, c := range s.found.amends {
+		if c.err == nil {
+			continue
+		}
+		s.log.Error("recovered state not stored", slog.String("id", c.id.String()), slog.Any("err", c.err))
+		if g, ok := s.generation(c.override); ok {
+			g.pin(c.at.gen) // what it says is not said anywhere else
+		}
+	}
+	s.found = nil
+}
+
+// Folders and files of the spool beside its generations.
+const (
+	lockFile  = "lock"
+	bodiesDir = "bodies" // content too large for the database
+	asideDir  = "aside"  // copies of logs from before a recovery
+)
+
+// prepareFolder makes the folder ours alone.
+func (s *Store) prepareFolder() error {
+	for _, dir := range []string{s.dir, filepath.Join(s.dir, bodiesDir)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	lock, err := lockFolder(s.dir)
+	if err != nil {
+		return err
+	}
+	s.flock = lock
+	return syncDir(s.dir)
+}
+
+// put implements backing.
+func (s *Store) put(ctx context.Context, env *mta.Envelope, body io.Reader) (loc, int64, error) {
+	at, size, err := s.receive(ctx, env, body)
+	if err != nil {
+		s.stats.puts.WithLabelValues("failed").Inc()
+		return loc{}, 0, err
+	}
+	s.stats.puts.WithLabelValues("stored").Inc()
+	return at, size, nil
+}
+
+// receive reads the content, which takes as long as the sender likes, and only then begins the step.
+func (s *Store) receive(ctx context.Context, env *mta.Envelope, body io.Reader) (loc, int64, error) {
+	if err := s.space.room(0); err != nil {
+		return loc{}, 0, err
+	}
+	buf := buffers.Get().(*[]byte)
+	at, size, err := s.receiveInto(ctx, env, *buf, body)
+	if !errors.Is(err, ErrUnknown) { // unknown: a commit may still be reading it
+		buffers.Put(buf)
+	}
+	return at, size, err
+}
+
+func (s *Store) receiveInto(ctx context.Context, env *mta.Envelope, buf []byte, body io.Reader) (loc, int64, error) {
+	n, err := fill(readerCtx{ctx, body}, buf)
+	switch err {
+	case nil: // more than fits
+		return s.receiveFile(ctx, env, buf, body)
+	case io.EOF:
+	default:
+		return loc{}, 0, fmt.Errorf("read content: %w", err)
+	}
+	m := &message{size: int64(n), sum: checksum(buf[:n]), env: env}
+	at, err := s.commit(ctx, m, buf[:n])
+	return at, m.size, err
+}
+
+// buffers hold content that goes into the database, and one octet more to know that it ends.
+var buffers = sync.Pool{New: func() any { b := make([]byte, inlineMax+1); return &b }}
+
+// receiveFile takes content that is larger than the database wants.
+func (s *Store) receiveFile(ctx context.Context, env *mta.Envelope, head []byte, body io.Reader) (loc, int64, error) {
+	m := &message{env: env}
+	f, err := s.createBody(env.ID)
+	if err != nil {
+		return loc{}, 0, err
+	}
+	m.file, m.seal = f.num, s.keys.key != nil
+	err = f.fill(readerCtx{ctx, io.MultiReader(bytes.NewReader(head), body)}, s.space)
+	m.size, m.sum = f.size, f.sum.Sum64()
+	var at loc
+	if err == nil {
+		err = f.commit()
+	}
+	if err == nil {
+		at, err = s.commit(ctx, m, nil)
+	}
+	if err != nil && !errors.Is(err, ErrUnknown) { // unknown: the record may be there, so the content stays
+		f.remove()
+	}
+	return at, m.size, err
+}
+
+// commit stores the record, and the content if it is given. Once it began the client's hang-up changes nothing.
+func (s *Store) commit(ctx context.Context, m *message, content []byte) (loc, error) {
+	if err := s.enter(ctx); err != nil {
+		return loc{}, err
+	}
+	defer s.leave()
+	if err := s.admit(m); err != nil {
+		return loc{}, err
+	}
+	start := time.Now()
+	at, err := s.add(func(seq uint32) []entry {
+		entries := []entry{{messageKey(seq), m.encode()}}
+		if m.file == 0 {
+			entries = append(entries, entry{bodyKey(seq), content})
+		}
+		return entries
+	}, 1)
+	s.stats.putTime.Observe(time.Since(start).Seconds())
+	return at, err
+}
+
+// admit asks again what was asked before the content came.
+func (s *Store) admit(m *message) error {
+	if err := s.quotas(m.env, m.size); err != nil {
+		return err
+	}
+	if s.crowded.Load() {
+		return full("few file descriptors are left")
+	}
+	return s.space.room(0)
+}
+
+// add writes the entries of n new messages to the active generation, and goes on to the next one if it is full.
+func (s *Store) add(entries func(seq uint32) []entry, n uint32) (loc, error) {
+	for {
+		g, d, err := s.useActive()
+		if err != nil {
+			return loc{}, err
+		}
+		seq := g.seq.Add(n) - n + 1
+		err = d.write(entries(seq))
+		if err == nil {
+			g.records.Add(int64(n))
+			g.live.Add(int64(n))
+		}
+		g.release()
+		if errors.Is(err, errFull) {
+			if _, err := s.roll(g); err != nil {
+				return loc{}, err
+			}
+			continue
+		}
+		if errors.Is(err, ErrUnknown) || errors.Is(err, errPoisoned) {
+			s.leaveBehind(g)
+		}
+		return loc{g.num, seq}, err
+	}
+}
+
+// useActive gives the generation that takes new mail. After a failed commit that is a new one, or none.
+func (s *Store) useActive() (*generation, *database, error) {
+	s.mu.Lock()
+	g := s.active
+	s.mu.Unlock()
+	for range 3 {
+		var err error
+		if g == nil {
+			if g, err = s.roll(nil); err != nil {
+				return nil, nil, err
+			}
+		}
+		d, err := g.use(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		if d.poisoned() == nil {
+			return g, d, nil
+		}
+		g.release()
+		s.leaveBehind(g)
+		if g, err = s.roll(g); err != nil {
+			return nil, nil, err
+		}
+	}
+	return nil, nil, errPoisoned
+}
+
+// leaveBehind gives a generation up after a failed commit: it is read from, but never written to again.
+func (s *Store) leaveBehind(g *generation) {
+	g.mu.Lock()
+	first := !g.left
+	g.left = true
+	g.mu.Unlock()
+	s.mu.Lock()
+	if s.active == g {
+		s.active = nil
+	}
+	s.mu.Unlock()
+	if first {
+		s.log.Error("commit failed, generation is left behind", slog.String("dir", g.dir))
+		s.wake()
+	}
+}
+
+// roll makes a new active generation in place of old, unless that was done already.
+func (s *Store) roll(old *generation) (*generation, error) {
+	s.rolling.Lock()
+	defer s.rolling.Unlock()
+	s.mu.Lock()
+	if s.active != nil && s.active != old {
+		defer s.mu.Unlock()
+		return s.active, nil
+	}
+	if s.failed != nil && time.Now().Before(s.retryAt) {
+		defer s.mu.Unlock()
+		return nil, s.failed
+	}
+	num := s.next
+	s.next++
+	s.mu.Unlock()
+
+	g, err := s.create(num)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = err
+	if err != nil {
+		s.patience = min(max(2*s.patience, rollRetry), maxRollRetry)
+		s.retryAt = time.Now().Add(s.patience)
+		return nil, err
+	}
+	s.patience = 0
+	s.gens[num] = g
+	s.active = g
+	s.wake()
+	return g, nil
+}
+
+// create makes the folder of a generation and proves with a first commit that it can be written to.
+func (s *Store) create(num uint32) (g *generation, err error) {
+	dir := filepath.Join(s.dir, generationName(num))
+	memtable := int64(s.cfg.GenerationSize)
+	done, err := s.space.need(2*memtable + openNeed)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", dir, err)
+	}
+	defer done()
+	defer func() {
+		if err != nil {
+			os.RemoveAll(dir)
+			err = fmt.Errorf("create %s: %w", dir, err)
+		}
+	}()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	info := generationInfo{Version: generationVersion, Number: num, Memtable: memtable, KeyID: s.keys.id}
+	if err := writeJSON(filepath.Join(dir, generationFile), info); err != nil {
+		return nil, err
+	}
+	g = newGeneration(dir, info, s.keys.key)
+	d, err := openDatabase(dir, memtable, g.key, s.log, s.stats)
+	if err != nil {
+		return nil, err
+	}
+	if err = d.write([]entry{{[]byte("v"), []byte{generationVersion}}}); err == nil {
+		err = syncDir(s.dir)
+	}
+	if err != nil {
+		d.abandon()
+		return nil, err
+	}
+	g.db = d
+	return g, nil
+}
+
+// generation gives the generation of a place.
+func (s *Store) generation(num uint32) (*generation, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, ok := s.gens[num]
+	return g, ok
+}
+
+// load implements backing.
+func (s *Store) load(at loc) (*message, *progress, error) {
+	g, ok := s.generation(at.gen)
+	if !ok {
+		return nil, nil, errMoved
+	}
+	d, err := g.use(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer g.release()
+	b, err := d.get(messageKey(at.seq))
+	if err != nil {
+		return nil, nil, notThere(err)
+	}
+	m, err := decodeMessage(b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	p, err := s.progress(d, at, m.env)
+	return m, p, err
+}
+
+// progress reads how far a message has come.
+func (s *Store) progress(d *database, at loc, env *mta.Envelope) (*progress, error) {
+	s.mu.Lock()
+	b := s.overrides[at]
+	s.mu.Unlock()
+	if b == nil {
+		var err error
+		b, err = d.get(progressKey(at.seq))
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return begin(env), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+	}
+	p, err := decodeProgress(b, env)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return p, nil
+}
+
+// notThere tells a key that is not there from one that can't be read.
+func notThere(err error) error {
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return errMoved
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// content implements backing.
+func (s *Store) content(at loc, m *message) (io.ReadCloser, error) {
+	if m.file != 0 {
+		return s.openBody(m)
+	}
+	b, err := s.inline(at, m)
+	if err != nil {
+		return nil, err
+	}
+	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+// inline reads content that lies in the database, verified.
+func (s *Store) inline(at loc, m *message) ([]byte, error) {
+	g, ok := s.generation(at.gen)
+	if !ok {
+		return nil, errMoved
+	}
+	d, err := g.use(s)
+	if err != nil {
+		return nil, err
+	}
+	defer g.release()
+	b, err := d.get(bodyKey(at.seq))
+	if err != nil {
+		return nil, notThere(err)
+	}
+	return b, verify(b, m)
+}
+
+// room implements backing.
+func (s *Store) room(size int64) error {
+	if err := s.ready(); err != nil {
+		return full("%v", err)
+	}
+	if s.crowded.Load() {
+		return full("few file descriptors are left")
+	}
+	return s.space.room(size)
+}
+
+// ready implements backing.
+func (s *Store) ready() error {
+	s.mu.Lock()
+	g, failed := s.active, s.failed
+	s.mu.Unlock()
+	if g == nil {
+		if failed == nil {
+			failed = errors.New("a new generation is being made")
+		}
+		return fmt.Errorf("spool: not ready: %w", failed)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.db != nil {
+		if err := g.db.poisoned(); err != nil {
+			return fmt.Errorf("spool: not ready: %w", err)
+		}
+	}
+	return nil
+}
+
+// usage implements backing.
+func (s *Store) usage(u *Usage) {
+	if d, err := s.space.disk(); err == nil {
+		u.DiskFree, u.Reserve = d.free, s.space.kept(d)
+	}
+	u.DiskUsed = diskUsed(s.dir)
+	u.FilesOpen, u.FilesMax = files()
+}
+
+// glance is Usage without what takes long.
+func (s *Store) glance() Usage {
+	var u Usage
+	s.queue.mu.Lock()
+	u.Messages, u.Bytes = int64(len(s.idx.byID)), s.idx.bytes
+	s.queue.mu.Unlock()
+	if d, err := s.space.disk(); err == nil {
+		u.DiskFree = d.free
+	}
+	return u
+}
+
+func (s *Store) generations() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.gens)
+}
+
+// Close implements Spool.
+func (s *Store) Close() error {
+	if !s.shut() {
+		return nil
+	}
+	s.stop()
+	s.kept.Wait()
+	s.hints.close()
+	var errs []error
+	for _, g := range s.snapshot() {
+		if _, err := g.closeIdle(s); err != nil {
+			// Its log has everything: the next Open replays it.
+			s.log.Warn("generation not closed", slog.String("dir", g.dir), slog.Any("err", err))
+			g.abandon()
+		}
+	}
+	errs = append(errs, s.flock.Close())
+	return errors.Join(errs...)
+}
+
+// snapshot lists the generations, oldest first.
+func (s *Store) snapshot() []*generation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sortedGenerations(s.gens)
+}
