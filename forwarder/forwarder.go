@@ -130,7 +130,7 @@ func (f *Forwarder) dispatch(ctx, work context.Context, routes *sync.WaitGroup) 
 			return
 		case <-changed: // taken anew before looking, so that no change falls between
 			changed = f.health.Changed()
-			f.forgetHomes()
+			f.lookAround()
 			d.scan()
 		case dest, ok := <-watch:
 			if !ok {
@@ -152,10 +152,15 @@ func (f *Forwarder) dispatch(ctx, work context.Context, routes *sync.WaitGroup) 
 	}
 }
 
-func (f *Forwarder) forgetHomes() {
+// lookAround takes in that gates or routes changed: routes are asked for again, and a primary whose gate opened has its
+// past forgiven.
+func (f *Forwarder) lookAround() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.homes)
+	for name, t := range f.troubles {
+		t.look(f.health.Open(name))
+	}
 }
 
 // dispatcher is the state of dispatch.

@@ -11,7 +11,7 @@ import (
 // plan is what follows from one try of a delivery.
 type plan struct {
 	results []mta.RcptResult
-	next    time.Time // of what stays deferred; zero: nothing does
+	next    time.Time // of what stays deferred; zero: at once
 	release bool      // no attempt was made of it: back to the queue, not before next
 	alert   string    // what an operator should know, beside the results
 }
@@ -34,7 +34,7 @@ func (c *Config) decide(t try) plan {
 	case smtpc.Unsendable:
 		return c.unsendable(t)
 	}
-	p := plan{release: true, next: t.now}
+	p := plan{release: true}
 	if t.suspects > 1 { // once is the host's trouble; twice, the message is kept away from the others
 		p.next = t.now.Add(backoff(t.suspects-1, c.RetryMin, c.RetryMax, t.jitter))
 	}
@@ -64,7 +64,7 @@ func (c *Config) answered(t try) plan {
 	}
 	p.next = t.now.Add(backoff(t.lease.Attempts+1, c.RetryMin, c.RetryMax, t.jitter))
 	if delivered && tooMany { // RFC 5321, 4.5.3.1.10: the rest goes in another transaction
-		p.next = t.now
+		p.next = time.Time{}
 	}
 	return p
 }
