@@ -336,7 +336,9 @@ func (w *wire) Close() error {
 	w.releaseLarge()
 	w.conn.Close()
 	w.raw.Close()
-	w.leave()
+	if w.leave != nil { // a balancer that did not name its client took no place
+		w.leave()
+	}
 	w.srv.forget(w)
 	return nil
 }
