@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"understudy/internal/admin"
+)
+
+func (a *app) statusCmd() *cobra.Command {
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show whether we are ready, what the primaries do, and what waits",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			st, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				err = a.printJSON(st)
+			} else {
+				err = a.printStatus(st)
+			}
+			if err == nil && check && !st.Ready {
+				return errSaid
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&check, "check", false, "exit with 1 unless we are ready to take mail")
+	return cmd
+}
+
+func (a *app) printStatus(st admin.Status) error {
+	ready := "ready"
+	if !st.Ready {
+		ready = "NOT READY: " + st.Reason
+	}
+	fmt.Fprintf(a.out, "%s  understudy %s  up %s  %s\n\n", st.Hostname, st.Version, ago(st.Started), ready)
+	rows := [][]any{{"PRIMARY", "STATE", "FOR", "DOMAINS", "PROBED", "CAUSE"}}
+	for _, p := range st.Primaries {
+		probed := "-"
+		if !p.Probed.IsZero() {
+			probed = ago(p.Probed) + " ago"
+		}
+		rows = append(rows, []any{p.Primary, p.State, ago(p.Since), p.Domains, probed, p.Cause})
+	}
+	if err := a.table(rows); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out)
+	rows = [][]any{{"DOMAIN", "WAITING", "HELD", "SIZE", "OLDEST"}}
+	for _, d := range st.Domains {
+		rows = append(rows, []any{d.Domain, d.Messages, d.Held, octets(d.Bytes), ago(d.Oldest)})
+	}
+	return a.table(rows)
+}

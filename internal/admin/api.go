@@ -1,0 +1,107 @@
+package admin
+
+import (
+	"time"
+
+	"understudy/internal/mta"
+)
+
+// Status is the answer to GET /v1/status.
+type Status struct {
+	Hostname  string          `json:"hostname"`
+	Version   string          `json:"version"`
+	Started   time.Time       `json:"started"`
+	Ready     bool            `json:"ready"`
+	Reason    string          `json:"reason,omitempty"` // why we are not ready
+	Primaries []PrimaryStatus `json:"primaries"`
+	Domains   []DomainStatus  `json:"domains"`
+}
+
+// PrimaryStatus is what we believe of one primary, and why.
+type PrimaryStatus struct {
+	Primary      string    `json:"primary"` // host:port
+	State        string    `json:"state"`   // unknown, up, refusing or down
+	Since        time.Time `json:"since"`
+	Cause        string    `json:"cause,omitempty"`    // why it is not up
+	Step         string    `json:"step,omitempty"`     // the step of a session at which it fails
+	Flapping     bool      `json:"flapping,omitempty"` // it comes and goes, so more good probes are wanted
+	Probed       time.Time `json:"probed,omitzero"`
+	LastDelivery time.Time `json:"last_delivery,omitzero"`
+	Domains      int       `json:"domains"` // how many domains go there
+}
+
+// DomainStatus is one domain's part of the queue.
+type DomainStatus struct {
+	Domain     string    `json:"domain"`
+	Configured bool      `json:"configured"`
+	Messages   int64     `json:"messages"` // that wait, the held ones not counted
+	Held       int64     `json:"held"`
+	Bytes      int64     `json:"bytes"`
+	Leased     int64     `json:"leased"` // being delivered now
+	Oldest     time.Time `json:"oldest,omitzero"`
+	NextDue    time.Time `json:"next_due,omitzero"`
+}
+
+// Message is one delivery in the queue: a message under one destination.
+type Message struct {
+	ID       mta.ID       `json:"id"`
+	Domain   string       `json:"domain"`
+	State    string       `json:"state"` // waiting, delivering or held
+	From     mta.Path     `json:"from"`
+	Rcpts    []RcptStatus `json:"rcpts"`
+	Size     int64        `json:"size"`
+	Received time.Time    `json:"received"`
+	Due      time.Time    `json:"due,omitzero"`
+	Expires  time.Time    `json:"expires,omitzero"`
+	Attempts int          `json:"attempts"`
+	Client   string       `json:"client"` // address of who sent it
+	Helo     string       `json:"helo"`
+	Proto    string       `json:"proto"`
+}
+
+// RcptStatus is one recipient's standing.
+type RcptStatus struct {
+	Addr    mta.Path    `json:"addr"`
+	Outcome mta.Outcome `json:"outcome"`
+	Reply   string      `json:"reply,omitempty"` // the last one
+	Primary string      `json:"primary,omitempty"`
+	At      time.Time   `json:"at,omitzero"`
+}
+
+// Queue is the answer to GET /v1/queue. Next is empty on the last page, else the `after` of the next.
+type Queue struct {
+	Messages []Message `json:"messages"`
+	Next     string    `json:"next,omitempty"`
+}
+
+// QueueQuery selects messages; the zero value is all.
+type QueueQuery struct {
+	Domain, From, Rcpt string
+	Held               *bool
+	After              string
+	Limit              int
+}
+
+// FlushRequest says what to try now; the zero value is everything.
+type FlushRequest struct {
+	Domain string `json:"domain,omitempty"`
+	ID     string `json:"id,omitempty"`
+}
+
+// Flushed says what a flush will try.
+type Flushed struct {
+	Messages int64    `json:"messages"`       // that wait and were asked for
+	Closed   []string `json:"down,omitempty"` // primaries that are not up: their mail waits until they are
+	Held     int64    `json:"held,omitempty"` // held ones are not flushed
+	Domains  []string `json:"domains"`        // what was flushed
+}
+
+// Reloaded says what a reload did not apply because it needs a restart.
+type Reloaded struct {
+	NeedRestart []string `json:"need_restart,omitempty"`
+}
+
+// apiError is the body of every answer that is not 2xx.
+type apiError struct {
+	Error string `json:"error"`
+}

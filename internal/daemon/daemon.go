@@ -1,0 +1,271 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"understudy/forwarder"
+	"understudy/healthprobe"
+	"understudy/inbound"
+	"understudy/internal/admin"
+	"understudy/internal/config"
+	"understudy/internal/dnsx"
+	"understudy/internal/mta"
+	"understudy/internal/smtpc"
+	"understudy/policy"
+	"understudy/spool"
+)
+
+// Options is what the process around the daemon gives it.
+type Options struct {
+	// Load reads the configuration: once at Open and again at each Reload.
+	Load func() (*config.Config, error)
+	// Version is shown by status.
+	Version string
+	// Log gets every event. Level is its level, set from the configuration.
+	Log   *slog.Logger
+	Level *slog.LevelVar
+	// Notify tells the service manager of a change of state ("READY=1", sd_notify(3)); nil tells nobody.
+	Notify func(state string)
+}
+
+// Daemon is a running, or soon running, backup MX.
+type Daemon struct {
+	opts   Options
+	store  *spool.Store
+	policy *policy.Policy
+	prober *healthprobe.Prober
+	fwd    *forwarder.Forwarder
+	in     *inbound.Server
+	admin  *admin.Server
+
+	reloading sync.Mutex     // one reload at a time
+	mu        sync.Mutex     // guards cfg
+	cfg       *config.Config // as last loaded
+}
+
+// Open reads the configuration, opens the spool, loads the lists and binds the listeners. When it returns without an
+// error nothing that an operator could have got wrong is left to fail.
+func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
+	cfg, err := opts.Load()
+	if err != nil {
+		return nil, err
+	}
+	opts.Level.Set(cfg.Log.Level)
+	d := &Daemon{opts: opts, cfg: cfg}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	if d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), opts.Log); err != nil {
+		return nil, err
+	}
+	if err := d.policy.Load(ctx); err != nil {
+		return nil, err
+	}
+	if d.store, err = spool.Open(ctx, cfg.Spool, opts.Log, reg); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			d.store.Close()
+		}
+	}()
+	if err := d.build(cfg, reg); err != nil {
+		return nil, err
+	}
+	if err := d.in.Listen(); err != nil {
+		return nil, err
+	}
+	if err := d.admin.Listen(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// build makes the parts that do no I/O yet and fits them together.
+func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
+	log := d.opts.Log
+	resolver, err := dnsx.New(cfg.DNS)
+	if err != nil {
+		return err
+	}
+	dialer := &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: resolver.LookupAddrs}
+	d.prober, err = healthprobe.New(cfg.Healthprobe, cfg.HealthprobeDomains(), healthprobe.Deps{
+		Dialer: dialer, Resolver: resolver, Log: log, Metrics: reg, Backlog: d.backlog,
+	})
+	if err != nil {
+		return err
+	}
+	d.fwd, err = forwarder.New(cfg.Forwarder, cfg.ForwarderDomains(), forwarder.Deps{
+		Queue: d.store, Routes: d.prober, Health: d.prober, LeaseLost: spool.ErrLeaseLost, Log: log, Metrics: reg,
+		// The prober remembers the addresses that worked, so a DNS failure strands no mail.
+		Dialer: &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.prober.LookupAddrs},
+	})
+	if err != nil {
+		return err
+	}
+	d.in, err = inbound.New(cfg.Inbound, inbound.Deps{
+		Spool: d.store, Policy: d.policy, Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs,
+		Domains: d.domains, Log: log, Metrics: reg,
+	})
+	if err != nil {
+		return err
+	}
+	d.admin = admin.New(cfg.Admin, admin.Deps{
+		Hostname: cfg.Hostname, Version: d.opts.Version, Domains: d.domains, Spool: d.store, Health: d.prober,
+		Forwarder: d.fwd, Reload: d.Reload, Gatherer: reg, Log: log,
+	})
+	return nil
+}
+
+// SMTPAddrs are the addresses that take mail.
+func (d *Daemon) SMTPAddrs() []net.Addr { return d.in.Addrs() }
+
+func (d *Daemon) domains() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	names := make([]string, 0, len(d.cfg.Domains))
+	for name := range d.cfg.Domains {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// recovered is what ETRN and other hints bring: a probe now and, when that is good, the drain. A hint is never believed
+// unprobed.
+func (d *Daemon) recovered(ctx context.Context, domain string) error {
+	d.prober.Hint(domain)
+	d.fwd.Flush(ctx, domain, mta.ID{})
+	return nil
+}
+
+// primaryAddrs are the addresses of a domain's primaries, as last looked up.
+func (d *Daemon) primaryAddrs(domain string) []netip.Addr {
+	st, ok := d.prober.Domain(domain)
+	if !ok {
+		return nil
+	}
+	keys := slices.Concat(st.Tiers...)
+	var addrs []netip.Addr
+	for _, p := range d.prober.Status() {
+		if slices.Contains(keys, p.Primary) {
+			addrs = append(addrs, p.Addrs...)
+		}
+	}
+	return addrs
+}
+
+// backlog counts what waits by domain.
+func (d *Daemon) backlog(ctx context.Context) (map[string]int64, error) {
+	stats, err := d.store.Stats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n := make(map[string]int64, len(stats))
+	for _, st := range stats {
+		n[st.Dest] = st.Messages - st.Held
+	}
+	return n, nil
+}
+
+// Reload reads the configuration and the lists again and puts in force what can change without a restart; it returns
+// the keys that can't. On an error everything goes on as it was.
+func (d *Daemon) Reload(ctx context.Context) (needRestart []string, err error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	cfg, err := d.opts.Load()
+	if err != nil {
+		d.opts.Log.LogAttrs(ctx, slog.LevelError, "reload refused, the old configuration goes on", slog.Any("err", err))
+		return nil, err
+	}
+	if err := d.policy.Reload(ctx, cfg.Policy, cfg.PolicyDomains()); err != nil {
+		d.opts.Log.LogAttrs(ctx, slog.LevelError, "reload refused, the old configuration goes on", slog.Any("err", err))
+		return nil, err
+	}
+	d.prober.Reload(cfg.Healthprobe, cfg.HealthprobeDomains())
+	d.fwd.Reload(cfg.Forwarder, cfg.ForwarderDomains())
+	d.opts.Level.Set(cfg.Log.Level)
+	d.mu.Lock()
+	needRestart = config.NeedRestart(d.cfg, cfg)
+	d.cfg = cfg
+	d.mu.Unlock()
+	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "reloaded", slog.Int("domains", len(cfg.Domains)), slog.Any("need_restart", needRestart))
+	return needRestart, nil
+}
+
+// part is one piece that runs until it is told to stop.
+type part struct {
+	name string
+	run  func(context.Context) error
+	stop context.CancelFunc
+	done chan error
+}
+
+// Run serves until ctx is done or a part fails, then stops the parts in order and closes the spool.
+func (d *Daemon) Run(ctx context.Context) error {
+	parts := []*part{ // in the order in which they stop
+		{name: "inbound", run: d.in.Run},
+		{name: "forwarder", run: d.fwd.Run},
+		{name: "healthprobe", run: d.prober.Run},
+		{name: "admin", run: d.admin.Run},
+	}
+	failed := make(chan struct{}, len(parts))
+	for _, p := range slices.Backward(parts) {
+		p.start(context.WithoutCancel(ctx), failed)
+	}
+	d.notify("READY=1")
+	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "ready", slog.String("hostname", d.cfg.Hostname), slog.Any("listen", d.SMTPAddrs()))
+	select {
+	case <-ctx.Done():
+	case <-failed:
+	}
+	d.notify("STOPPING=1")
+	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "stopping")
+	var errs []error
+	for _, p := range parts {
+		p.stop()
+		if err := <-p.done; err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
+		}
+	}
+	if err := d.store.Close(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "stopped")
+	return nil
+}
+
+// start runs the part; its end before it was stopped is a failure of the whole.
+func (p *part) start(ctx context.Context, failed chan<- struct{}) {
+	ctx, p.stop = context.WithCancel(ctx)
+	p.done = make(chan error, 1)
+	go func() {
+		err := p.run(ctx)
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("ended by itself")
+		}
+		p.done <- err
+		if ctx.Err() == nil {
+			failed <- struct{}{}
+		}
+	}()
+}
+
+func (d *Daemon) notify(state string) {
+	if d.opts.Notify != nil {
+		d.opts.Notify(state)
+	}
+}
