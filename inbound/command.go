@@ -53,7 +53,6 @@ var otherProtocols = []string{
 	"\x16\x03",             // a TLS handshake
 	"\x03\x00",             // RDP
 	"\x04\x01", "\x05\x01", // SOCKS
-	"\r\n\r\n\x00\r\nQUIT\n", // PROXY protocol, version 2
 }
 
 // otherProtocol tells whether a line or the first octets of one are not SMTP.

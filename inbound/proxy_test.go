@@ -70,7 +70,7 @@ func TestBalancerWithoutHeaderIsNotServed(t *testing.T) {
 		}
 	}
 	c := dial(t, r.addr())
-	c.conn.Close() // a health check, which is no event
+	c.conn.Close()                                                                                   // a health check, which is no event
 	for _, header := range []string{"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", "PROXY UNKNOWN\r\n"} { // it speaks for itself
 		health := dial(t, r.addr())
 		health.send(header)

@@ -156,7 +156,7 @@ func (w *wire) readLine(timeout time.Duration, inContent bool) ([]byte, error) {
 		if i := bytes.IndexByte(w.in[w.r:w.w], '\n'); i >= 0 {
 			line := w.in[w.r : w.r+i]
 			w.r += i + 1
-			if tooLong || i+1 > maxCommand {
+			if tooLong || i+1 > maxCommand && !otherProtocol(line) {
 				w.reply("", mta.NewReply(500, "5.5.2", "a command may have %d octets at most", maxCommand))
 				tooLong = false
 				if w.ended {
