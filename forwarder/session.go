@@ -52,7 +52,7 @@ func (s *session) run(ctx, work context.Context) {
 	s.r.mu.Unlock()
 	if err == nil {
 		f.log.LogAttrs(work, slog.LevelDebug, "session", slog.String("primary", s.name), slog.Bool("tls", conn.TLS() != nil))
-		err = conn.Stream(work, s, smtpc.StreamOptions{Method: s.t.method(time.Now()), Window: s.cfg.Window})
+		err = conn.Stream(work, s, smtpc.StreamOptions{Method: s.t.method(time.Now()), Window: s.cfg.Window, Start: s.t.start()})
 	}
 	if ctx.Err() != nil && err != nil {
 		f.m.sessions.WithLabelValues("stopped").Inc()
@@ -154,16 +154,16 @@ func (s *session) note(now time.Time, res smtpc.Result, p plan) {
 	}
 	for _, r := range p.results {
 		if r.Outcome == mta.Delivered {
-			s.took(now)
+			s.took(now, res.Window)
 			return
 		}
 	}
 }
 
 // took notes that the primary took a message.
-func (s *session) took(now time.Time) {
+func (s *session) took(now time.Time, window int) {
 	r := s.r
-	s.t.worked()
+	s.t.worked(window)
 	r.mu.Lock()
 	before := r.ramp.limit
 	r.ramp.ok()

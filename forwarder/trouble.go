@@ -19,14 +19,15 @@ const (
 // trouble is what the forwarder itself remembers of one primary, beside its health: the health may say that it is up while
 // our sessions fail.
 type trouble struct {
-	mu    sync.Mutex
-	open  bool // the gate, when it was last looked at
-	fails int  // sessions in a row that failed
-	until time.Time
-	last  error
-	slow  time.Time // no continuous sending before
-	cuts  int
-	limit int // messages over one session, 0 if not known
+	mu     sync.Mutex
+	open   bool // the gate, when it was last looked at
+	fails  int  // sessions in a row that failed
+	until  time.Time
+	last   error
+	slow   time.Time // no continuous sending before
+	cuts   int
+	window int // that the last session came to
+	limit  int // messages over one session, 0 if not known
 }
 
 // look takes the gate's state; when it opens the past is forgiven.
@@ -52,11 +53,21 @@ func (t *trouble) pause(until time.Time) {
 	t.until = until
 }
 
-// worked is told of an answer.
-func (t *trouble) worked() {
+// worked is told of a message that the primary took, and of the window that the session had then.
+func (t *trouble) worked(window int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if window > 0 {
+		t.window = window
+	}
 	t.fails, t.until, t.last, t.cuts = 0, time.Time{}, nil, 0
+}
+
+// start is the window that a new session begins with: what the last one came to. 0 is not known.
+func (t *trouble) start() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.window
 }
 
 // failed is told of a session that failed.
@@ -65,6 +76,7 @@ func (t *trouble) failed(now time.Time, err error) {
 	defer t.mu.Unlock()
 	t.fails++
 	t.last = err
+	t.window = 0
 	t.until = now.Add(backoff(t.fails, troubleMin, troubleMax, rand.Float64()))
 }
 

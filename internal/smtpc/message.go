@@ -67,6 +67,7 @@ type Result struct {
 	Err     error         // why it was not answered
 	Suspect bool          // the session ended while the primary was busy with this very message
 	Took    time.Duration // from its first command to its last reply
+	Window  int           // how many messages the way held then; 0 if that is not known
 }
 
 // Source gives messages to a session and hears of their ends.

@@ -29,6 +29,7 @@ func (m Method) String() string { return methodNames[m] }
 type StreamOptions struct {
 	Method Method // no faster than this; Best: no bound
 	Window int    // most messages unanswered; 0: 128
+	Start  int    // so many at first; 0: 16
 }
 
 // ErrOutOfStep is in the chain when the primary's replies stopped making sense for what was sent: this host is better
@@ -54,7 +55,7 @@ func (c *Conn) best(m Method) Method {
 // has been Done when it returns. A session that the primary closed while nothing was unanswered ended well; any other end
 // is an *Error. ctx cuts the session; a planned end is src's to bring about.
 func (c *Conn) Stream(ctx context.Context, src Source, o StreamOptions) error {
-	s := &stream{c: c, src: src, method: c.best(o.Method), win: newWindow(o.Window), news: make(chan struct{}, 1)}
+	s := &stream{c: c, src: src, method: c.best(o.Method), win: newWindow(o.Start, o.Window), news: make(chan struct{}, 1)}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	defer c.Close()
@@ -115,6 +116,7 @@ type tx struct {
 	writing  bool  // content is being written, which has time limits of its own
 	doubtful bool  // content was written that the primary could take for whole
 	done     bool
+	window   int // when it was answered
 }
 
 // expect is one reply that is owed.
@@ -284,6 +286,7 @@ func (s *stream) apply(e expect, r mta.Reply) (more bool) {
 		t.done = true
 		if now := time.Now(); !t.sent.IsZero() {
 			s.win.acked(now, now.Sub(t.sent))
+			t.window = s.win.size
 		}
 	}
 	return false
@@ -310,7 +313,7 @@ func (t *tx) answer(at Step, r mta.Reply) {
 }
 
 func (t *tx) result() Result {
-	return Result{Fate: Answered, Rcpts: t.rcpts, Took: time.Since(t.began)}
+	return Result{Fate: Answered, Rcpts: t.rcpts, Took: time.Since(t.began), Window: t.window}
 }
 
 // drop takes t off the list; mu is held.
