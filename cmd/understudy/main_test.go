@@ -53,11 +53,13 @@ func newServer(t testing.TB, rest string) *server {
 	t.Cleanup(func() {
 		s.kill()
 		if t.Failed() {
-			t.Logf("the server's log:\n%s", s.log)
+			t.Logf("the end of the server's log:\n%s", tail(s.log.String(), 4000))
 		}
 	})
 	return s
 }
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 // configure writes the configuration anew.
 func (s *server) configure(rest string) {
@@ -108,7 +110,7 @@ func (s *server) stop() {
 		s.t.Fatal(err)
 	}
 	if err := s.cmd.Wait(); err != nil {
-		s.t.Fatalf("after SIGTERM: %v\n%s", err, s.log)
+		s.t.Fatalf("after SIGTERM: %v", err)
 	}
 	s.cmd = nil
 }
@@ -215,6 +217,7 @@ func (s *server) runJSON(v any, args ...string) {
 
 // numbered is a message that can be told from any other.
 func numbered(n int) []byte {
-	return fmt.Appendf(nil, "From: alice@example.net\r\nTo: bob@example.org\r\nSubject: no. %06d\r\nMessage-ID: <%06d@example.net>\r\n\r\n"+
+	return fmt.Appendf(nil, "From: alice@example.net\r\nTo: bob@example.org\r\nSubject: no. %06d\r\nMessage-ID: <%06d@example.net>\r\n"+
+		"Date: Mon, 23 Nov 2026 12:00:00 +0000\r\n\r\n"+
 		"Line one of %d.\r\n..a line with a dot\r\n\r\n8-bit: caf\xc3\xa9\r\n", n, n, n)
 }

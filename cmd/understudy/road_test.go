@@ -21,6 +21,14 @@ func acceptAll(p *testkit.Primary) string {
 	return fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}", p.Addr())
 }
 
+// away is a primary that has an address and does not listen there yet.
+func away(t testing.TB) *testkit.Primary {
+	p := testkit.NewPrimary(t)
+	p.Start()
+	p.Stop()
+	return p
+}
+
 // send gives messages first to last-1 over one connection and tells which were answered 250.
 func send(addr string, first, last int) (taken []int, err error) {
 	c, err := smtp.Dial(addr)
@@ -89,7 +97,7 @@ func numberOf(t *testing.T, content []byte) int {
 
 func TestMailOfAnOutageIsHandedOverOnceWhenThePrimaryIsBack(t *testing.T) {
 	const messages, senders = 500, 5
-	p := testkit.NewPrimary(t)
+	p := away(t)
 	s := newServer(t, acceptAll(p))
 	s.start()
 	s.untilPrimary("down")
@@ -123,7 +131,7 @@ func TestMailOfAnOutageIsHandedOverOnceWhenThePrimaryIsBack(t *testing.T) {
 }
 
 func TestWhatGotA250SurvivesKill9(t *testing.T) {
-	p := testkit.NewPrimary(t)
+	p := away(t)
 	s := newServer(t, acceptAll(p))
 	taken := map[int]bool{}
 	const rounds, each = 4, 2000
@@ -220,7 +228,7 @@ func TestRepliesOfThePrimaryDecide(t *testing.T) {
 }
 
 func TestRecipientsAndRelaying(t *testing.T) {
-	p := testkit.NewPrimary(t)
+	p := away(t)
 	s := newServer(t, fmt.Sprintf("domains: {example.org: {recipients: list, primaries: [%q]}}", p.Addr()))
 	s.write("list", "# people\nbob@example.org\nCarol@Example.ORG\n")
 	s.start()
@@ -290,7 +298,7 @@ func TestRecipientsAndRelaying(t *testing.T) {
 }
 
 func TestAStopLetsAMessageInProgressEnd(t *testing.T) {
-	p := testkit.NewPrimary(t)
+	p := away(t)
 	s := newServer(t, acceptAll(p))
 	s.start()
 	idle, err := textproto.Dial("tcp", s.smtp)

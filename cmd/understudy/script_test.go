@@ -26,7 +26,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
-			p := testkit.NewPrimary(t)
+			p := away(t)
 			e.Values[primaryKey{}] = p
 			e.Setenv("PRIMARY", p.Addr())
 			e.Setenv("SMTP", peer.FreeAddr(t))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -63,13 +64,21 @@ func (a *app) serve(ctx context.Context) error {
 
 // newLogger writes text to a terminal and JSON to anything else, unless the configuration says which.
 func newLogger(w interface{ Write([]byte) (int, error) }, format config.LogFormat, level slog.Leveler) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: level}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
 	f, isFile := w.(*os.File)
 	onTerminal := isFile && term.IsTerminal(int(f.Fd()))
 	if format == config.LogText || format == config.LogAuto && onTerminal {
 		return slog.New(slog.NewTextHandler(w, opts))
 	}
 	return slog.New(slog.NewJSONHandler(w, opts))
+}
+
+// readable writes durations as people do, "1.5s": JSON would have nanoseconds.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().Round(time.Microsecond).String())
+	}
+	return a
 }
 
 // serviceManager speaks sd_notify(3) to the socket that systemd names; without one it is nil.

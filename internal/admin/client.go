@@ -116,8 +116,14 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	return out, nil
 }
 
-// ErrNotFound says that the daemon knows no such message.
+// ErrNotFound says that the daemon knows no such message or domain.
 var ErrNotFound = errors.New("not found")
+
+// notFound is an ErrNotFound whose text says all.
+type notFound string
+
+func (e notFound) Error() string        { return string(e) }
+func (e notFound) Is(target error) bool { return target == ErrNotFound }
 
 func refused(path string, resp *http.Response, body []byte) error {
 	var e apiError
@@ -125,7 +131,7 @@ func refused(path string, resp *http.Response, body []byte) error {
 		return fmt.Errorf("%s: %s", path, resp.Status)
 	}
 	if resp.StatusCode == http.StatusNotFound {
-		return fmt.Errorf("%s: %w", e.Error, ErrNotFound)
+		return notFound(e.Error)
 	}
 	return errors.New(e.Error)
 }

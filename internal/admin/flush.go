@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"understudy/internal/mta"
-	"understudy/spool"
 )
 
 func (s *Server) flush(w http.ResponseWriter, r *http.Request) {
@@ -20,7 +19,7 @@ func (s *Server) flush(w http.ResponseWriter, r *http.Request) {
 	}
 	done, err := s.flushNow(r.Context(), req)
 	switch {
-	case errors.Is(err, spool.ErrNotFound):
+	case errors.Is(err, ErrNotFound):
 		writeError(w, http.StatusNotFound, err)
 	case err != nil:
 		writeError(w, http.StatusBadRequest, err)
@@ -64,9 +63,9 @@ func (s *Server) coveredMessage(ctx context.Context, text string) (mta.ID, []Dom
 	if err != nil {
 		return id, nil, err
 	}
-	items, err := s.deps.Spool.Get(ctx, id)
+	items, err := s.deliveries(ctx, id)
 	if err != nil {
-		return id, nil, fmt.Errorf("message %s: %w", id, err)
+		return id, nil, err
 	}
 	var covered []DomainStatus
 	for _, it := range items {
@@ -97,7 +96,7 @@ func (s *Server) coveredDomains(ctx context.Context, domain string) ([]DomainSta
 	}
 	i := slices.IndexFunc(all, func(d DomainStatus) bool { return d.Domain == dest })
 	if i < 0 {
-		return nil, fmt.Errorf("domain %s is not configured and has no mail here: %w", dest, spool.ErrNotFound)
+		return nil, notFound(fmt.Sprintf("domain %s is not configured and has no mail here", dest))
 	}
 	return all[i : i+1], nil
 }

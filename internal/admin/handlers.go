@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -114,16 +115,24 @@ func (s *Server) message(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	items, err := s.deps.Spool.Get(r.Context(), id)
-	if errors.Is(err, spool.ErrNotFound) || err == nil && len(items) == 0 {
-		writeError(w, http.StatusNotFound, fmt.Errorf("message %s is not in the queue", id))
-		return
-	}
-	if err != nil {
+	items, err := s.deliveries(r.Context(), id)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		writeError(w, http.StatusNotFound, err)
+	case err != nil:
 		writeError(w, http.StatusInternalServerError, err)
-		return
+	default:
+		writeJSON(w, Queue{Messages: messages(items)})
 	}
-	writeJSON(w, Queue{Messages: messages(items)})
+}
+
+// deliveries finds a message.
+func (s *Server) deliveries(ctx context.Context, id mta.ID) ([]spool.Item, error) {
+	items, err := s.deps.Spool.Get(ctx, id)
+	if errors.Is(err, spool.ErrNotFound) {
+		return nil, notFound(fmt.Sprintf("message %s is not in the queue", id))
+	}
+	return items, err
 }
 
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
