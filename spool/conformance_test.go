@@ -50,3 +50,31 @@ func smallConfig(t testing.TB, cfg spool.Config) spool.Config {
 	small.MaxSize, small.MaxDomainSize = cfg.MaxSize, cfg.MaxDomainSize
 	return small
 }
+
+func TestStateMeetsTheContract(t *testing.T) {
+	t.Run("memory", func(t *testing.T) {
+		spooltest.RunState(t, spooltest.StateEngine{Open: func(testing.TB) spool.State { return spool.NewMemoryState() }})
+	})
+	t.Run("badger", func(t *testing.T) {
+		dirs := make(map[spool.State]spool.Config)
+		open := func(t testing.TB, cfg spool.Config) spool.State {
+			t.Helper()
+			s, err := spool.OpenState(t.Context(), cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dirs[s] = cfg
+			return s
+		}
+		spooltest.RunState(t, spooltest.StateEngine{
+			Open: func(t testing.TB) spool.State { return open(t, smallConfig(t, spool.Config{})) },
+			Reopen: func(t testing.TB, s spool.State) spool.State {
+				t.Helper()
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				return open(t, dirs[s])
+			},
+		})
+	})
+}

@@ -1,5 +1,300 @@
 package spool
 
-func (s *Store) saveLogs(g *generation) {}
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
 
-func checkTables(dir string) error { return nil }
+	"understudy/internal/mta"
+)
+
+// After a crash Badger replays its log and cuts it off at the first entry that it can't read, without a word. So the
+// logs are read here first, copied aside, and what lies behind the cut is told.
+
+// The layout of a log, from Badger's source: a head, then entries of header, key, value and CRC-32C; the entries of a
+// transaction are followed by one that ends it. Behind the last there are zeros.
+const (
+	logHead     = 20   // key ID, initial vector
+	metaDelete  = 0x01 // the key is deleted
+	metaTxn     = 0x40 // part of a transaction
+	metaEnd     = 0x80 // its end
+	stampSize   = 8    // behind each key
+	endKey      = "!badger!txn"
+	maxLogKey   = 64
+	maxLogValue = 4 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// logReport is what a log holds.
+type logReport struct {
+	name      string
+	commits   int   // that will be replayed
+	end       int64 // where replay ends
+	size      int64 // up to the last octet that is not zero
+	lost      int   // commits behind the end
+	missing   []mta.ID
+	pending   []mta.ID // messages of a commit that was not finished: no 250 was said
+	sealed    bool     // keys can't be read: encrypted
+	monstrous bool     // the entry at the end would make Badger ask for gigabytes
+}
+
+// logEntry is one entry as it lies in the log.
+type logEntry struct {
+	meta       byte
+	key, value []byte
+	length     int
+}
+
+// readEntry reads an entry that is whole and has the right checksum.
+func readEntry(b []byte) (logEntry, bool) {
+	if len(b) < 5 || b[1] != 0 {
+		return logEntry{}, false
+	}
+	e := logEntry{meta: b[0]}
+	at := 2
+	var fields [3]uint64
+	for i := range fields {
+		v, n := binary.Uvarint(b[at:])
+		if n <= 0 {
+			return logEntry{}, false
+		}
+		fields[i] = v
+		at += n
+	}
+	klen, vlen := fields[0], fields[1]
+	if klen == 0 || klen > maxLogKey || vlen > maxLogValue || uint64(len(b)-at) < klen+vlen+crc32.Size {
+		return logEntry{}, false
+	}
+	e.key = b[at : at+int(klen)]
+	at += int(klen)
+	e.value = b[at : at+int(vlen)]
+	at += int(vlen)
+	if binary.BigEndian.Uint32(b[at:]) != crc32.Checksum(b[:at], castagnoli) {
+		return logEntry{}, false
+	}
+	e.length = at + crc32.Size
+	return e, true
+}
+
+// message gives the message whose commit record an entry is.
+func (e *logEntry) message() (mta.ID, bool) {
+	if e.meta&metaTxn == 0 || e.meta&metaDelete != 0 || len(e.key) != 5+stampSize || e.key[0] != 'm' {
+		return mta.ID{}, false
+	}
+	m, err := decodeMessage(e.value)
+	if err != nil {
+		return mta.ID{}, false
+	}
+	return m.env.ID, true
+}
+
+// readLog says what a replay will find, and what it will not.
+func readLog(name string, b []byte) logReport {
+	r := logReport{name: name, end: logHead}
+	size := len(bytes.TrimRight(b, "\x00"))
+	if r.size = int64(size); size < logHead {
+		return r
+	}
+	at := logHead
+	var open []mta.ID
+	for at < size {
+		e, ok := readEntry(b[at:])
+		if !ok {
+			break
+		}
+		at += e.length
+		if id, ok := e.message(); ok {
+			open = append(open, id)
+		}
+		if e.meta&metaEnd != 0 {
+			r.commits++
+			r.end = int64(at)
+			open = nil
+		}
+	}
+	r.pending = open
+	r.size = max(r.size, int64(at)) // a checksum may end in zeros
+	if at < size {
+		r.monstrous = monstrous(b[at:size])
+		r.searchBehind(b[at:])
+	}
+	return r
+}
+
+// searchBehind looks for whole commits behind what can't be read.
+func (r *logReport) searchBehind(b []byte) {
+	var open []mta.ID
+	for at := 1; at < len(b); {
+		if m := b[at]; m != metaTxn && m != metaTxn|metaDelete && m != metaEnd {
+			at++
+			continue
+		}
+		e, ok := readEntry(b[at:])
+		if !ok {
+			at++
+			continue
+		}
+		at += e.length
+		if id, ok := e.message(); ok {
+			open = append(open, id)
+		}
+		if e.meta&metaEnd != 0 {
+			r.lost++
+			r.missing = append(append(r.missing, r.pending...), open...)
+			r.pending, open = nil, nil
+		}
+	}
+}
+
+// monstrous tells a damaged header with lengths that Badger would allocate unchecked.
+func monstrous(b []byte) bool {
+	if len(b) < 3 {
+		return false
+	}
+	_, n := binary.Uvarint(b[2:])
+	if n <= 0 {
+		return false
+	}
+	vlen, m := binary.Uvarint(b[2+n:])
+	return m > 0 && uint64(uint32(vlen)) > maxLogValue
+}
+
+// saveLogs copies the logs of a generation that was not closed aside, and tells what replaying them will miss. It
+// returns the folder of the copies, and whether they should be kept.
+func (s *Store) saveLogs(g *generation) (dir string, keep bool, err error) {
+	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem"))
+	if err != nil || len(logs) == 0 {
+		return "", false, err
+	}
+	dir = filepath.Join(s.dir, asideDir, fmt.Sprintf("%s-%s", generationName(g.num), time.Now().UTC().Format("20060102T150405.000")))
+	for _, path := range logs {
+		r, err := s.saveLog(path, dir)
+		if err != nil {
+			return dir, true, err
+		}
+		keep = s.tellLog(g, dir, r) || keep
+		if r.monstrous && keep {
+			if err := os.Truncate(path, r.end); err != nil { // where Badger would cut it too; the copy has the rest
+				return dir, true, err
+			}
+		}
+	}
+	return dir, keep, nil
+}
+
+func (s *Store) saveLog(path, dir string) (logReport, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return logReport{}, err
+	}
+	r := readLog(filepath.Base(path), b)
+	done, err := s.space.need(r.size)
+	if err != nil {
+		return r, err
+	}
+	defer done()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return r, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, r.name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return r, err
+	}
+	_, err = f.Write(b[:r.size])
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return r, err
+}
+
+// tellLog reports whether something is amiss with a log.
+func (s *Store) tellLog(g *generation, dir string, r logReport) bool {
+	attrs := []any{slog.String("dir", g.dir), slog.String("file", r.name), slog.Int("commits", r.commits), slog.Int64("end", r.end)}
+	if r.lost > 0 {
+		s.stats.damaged.Inc()
+		s.log.Error("log is damaged: commits behind the damage are not replayed", append(attrs, slog.Int("lost", r.lost),
+			slog.String("missing", joinIDs(r.missing)), slog.String("copy", dir))...)
+		return true
+	}
+	if len(r.pending) > 0 || r.size > r.end {
+		s.log.Warn("log ends in a commit that was not finished", append(attrs, slog.Int64("size", r.size), slog.String("unfinished", joinIDs(r.pending)))...)
+	}
+	return r.monstrous
+}
+
+// joinIDs lists IDs for the log, not too many.
+func joinIDs(ids []mta.ID) string {
+	const most = 100
+	var list []string
+	for _, id := range ids[:min(len(ids), most)] {
+		list = append(list, id.String())
+	}
+	if len(ids) > most {
+		list = append(list, fmt.Sprintf("and %d more", len(ids)-most))
+	}
+	return strings.Join(list, " ")
+}
+
+// checkTables refuses table files whose footer Badger would follow to the end of the process.
+func checkTables(dir string) error {
+	tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil {
+		return err
+	}
+	for _, path := range tables {
+		if err := checkTable(path); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrDamaged, path, err)
+		}
+	}
+	return nil
+}
+
+// checkTable walks the footer: index, its length, its checksum, the checksum's length. Badger verifies what they say.
+func checkTable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	at := fi.Size()
+	length := func() (int64, error) {
+		var b [4]byte
+		if at -= 4; at < 0 {
+			return 0, io.ErrUnexpectedEOF
+		}
+		if _, err := f.ReadAt(b[:], at); err != nil {
+			return 0, err
+		}
+		return int64(binary.BigEndian.Uint32(b[:])), nil
+	}
+	for _, what := range []struct {
+		name  string
+		least int64
+		most  int64
+	}{{"checksum", 1, 64}, {"index", 8, fi.Size()}} {
+		n, err := length()
+		if err != nil {
+			return err
+		}
+		if at -= n; n < what.least || n > what.most || at < 0 {
+			return errors.New(what.name + " has an impossible length")
+		}
+	}
+	return nil
+}

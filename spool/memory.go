@@ -85,7 +85,7 @@ func (r *memoryRow) decode() (*message, *progress, error) {
 	return msg, p, err
 }
 
-func (m *Memory) put(ctx context.Context, env *mta.Envelope, body io.Reader) (loc, int64, error) {
+func (m *Memory) put(ctx context.Context, env *mta.Envelope, _ *progress, body io.Reader) (loc, int64, error) {
 	content, err := io.ReadAll(readerCtx{ctx, body})
 	if err != nil {
 		return loc{}, 0, err

@@ -15,8 +15,8 @@ import (
 
 // backing keeps messages for a queue. What it says is stored is on stable storage, as far as the engine promises.
 type backing interface {
-	// put stores a new message.
-	put(ctx context.Context, env *mta.Envelope, body io.Reader) (at loc, size int64, err error)
+	// put stores a new message; without p it is at its beginning.
+	put(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (at loc, size int64, err error)
 	// load reads a message and how far it has come; errMoved if it is not there.
 	load(at loc) (*message, *progress, error)
 	// persist makes changes durable, each one whole or not at all, and sets where reports came to lie.
@@ -117,28 +117,37 @@ func (q *queue) lock(ids ...mta.ID) func() {
 
 // Put implements Spool.
 func (q *queue) Put(ctx context.Context, env *mta.Envelope, body io.Reader) error {
+	_, err := q.take(ctx, env, nil, body)
+	return err
+}
+
+// take stores a message and its progress, and reports whether it is new.
+func (q *queue) take(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (bool, error) {
 	if err := checkEnvelope(env); err != nil {
-		return fmt.Errorf("spool: put: %w", err)
+		return false, fmt.Errorf("spool: put: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("spool: put %s: %w", env.ID, err)
+		return false, fmt.Errorf("spool: put %s: %w", env.ID, err)
 	}
 	there, err := q.announce(env.ID)
 	if err != nil || there {
-		return err
+		return false, err
 	}
 	defer q.unannounce(env.ID)
-	at, size, err := q.back.put(ctx, env, body)
+	at, size, err := q.back.put(ctx, env, p, body)
 	if err != nil {
-		return fmt.Errorf("spool: put %s: %w", env.ID, err)
+		return false, fmt.Errorf("spool: put %s: %w", env.ID, err)
+	}
+	if p == nil {
+		p = begin(env)
 	}
 	q.mu.Lock()
-	q.idx.add(env, at, size, begin(env))
+	q.idx.add(env, at, size, p)
 	q.mu.Unlock()
 	if !env.Due.After(time.Now()) {
 		q.hints.tell(env.Dests()...)
 	}
-	return nil
+	return true, nil
 }
 
 // checkEnvelope refuses what could not be found again.

@@ -192,7 +192,10 @@ func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
 }
 
 func (s *Store) recoverUnclean(g *generation) error {
-	s.saveLogs(g)
+	aside, keep, err := s.saveLogs(g)
+	if err != nil {
+		s.log.Warn("logs not copied aside before they are replayed", slog.String("dir", g.dir), slog.Any("err", err))
+	}
 	d, err := g.use(s)
 	if err != nil {
 		return err
@@ -203,6 +206,10 @@ func (s *Store) recoverUnclean(g *generation) error {
 	}
 	if err := d.db.VerifyChecksum(); err != nil {
 		s.damagedGeneration(g, err)
+		keep = true
+	}
+	if aside != "" && !keep {
+		return os.RemoveAll(aside)
 	}
 	return nil
 }

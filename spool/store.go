@@ -134,8 +134,8 @@ func (s *Store) prepareFolder() error {
 }
 
 // put implements backing.
-func (s *Store) put(ctx context.Context, env *mta.Envelope, body io.Reader) (loc, int64, error) {
-	at, size, err := s.receive(ctx, env, body)
+func (s *Store) put(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (loc, int64, error) {
+	at, size, err := s.receive(ctx, env, p, body)
 	if err != nil {
 		s.stats.puts.WithLabelValues("failed").Inc()
 		return loc{}, 0, err
@@ -145,29 +145,29 @@ func (s *Store) put(ctx context.Context, env *mta.Envelope, body io.Reader) (loc
 }
 
 // receive reads the content, which takes as long as the sender likes, and only then begins the step.
-func (s *Store) receive(ctx context.Context, env *mta.Envelope, body io.Reader) (loc, int64, error) {
+func (s *Store) receive(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (loc, int64, error) {
 	if err := s.space.room(0); err != nil {
 		return loc{}, 0, err
 	}
 	buf := buffers.Get().(*[]byte)
-	at, size, err := s.receiveInto(ctx, env, *buf, body)
+	at, size, err := s.receiveInto(ctx, env, p, *buf, body)
 	if !errors.Is(err, ErrUnknown) { // unknown: a commit may still be reading it
 		buffers.Put(buf)
 	}
 	return at, size, err
 }
 
-func (s *Store) receiveInto(ctx context.Context, env *mta.Envelope, buf []byte, body io.Reader) (loc, int64, error) {
+func (s *Store) receiveInto(ctx context.Context, env *mta.Envelope, p *progress, buf []byte, body io.Reader) (loc, int64, error) {
 	n, err := fill(readerCtx{ctx, body}, buf)
 	switch err {
 	case nil: // more than fits
-		return s.receiveFile(ctx, env, buf, body)
+		return s.receiveFile(ctx, env, p, io.MultiReader(bytes.NewReader(buf), body))
 	case io.EOF:
 	default:
 		return loc{}, 0, fmt.Errorf("read content: %w", err)
 	}
 	m := &message{size: int64(n), sum: checksum(buf[:n]), env: env}
-	at, err := s.commit(ctx, m, buf[:n])
+	at, err := s.commit(ctx, m, p, buf[:n])
 	return at, m.size, err
 }
 
@@ -175,21 +175,21 @@ func (s *Store) receiveInto(ctx context.Context, env *mta.Envelope, buf []byte, 
 var buffers = sync.Pool{New: func() any { b := make([]byte, inlineMax+1); return &b }}
 
 // receiveFile takes content that is larger than the database wants.
-func (s *Store) receiveFile(ctx context.Context, env *mta.Envelope, head []byte, body io.Reader) (loc, int64, error) {
+func (s *Store) receiveFile(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (loc, int64, error) {
 	m := &message{env: env}
 	f, err := s.createBody(env.ID)
 	if err != nil {
 		return loc{}, 0, err
 	}
 	m.file, m.seal = f.num, s.keys.key != nil
-	err = f.fill(readerCtx{ctx, io.MultiReader(bytes.NewReader(head), body)}, s.space)
+	err = f.fill(readerCtx{ctx, body}, s.space)
 	m.size, m.sum = f.size, f.sum.Sum64()
 	var at loc
 	if err == nil {
 		err = f.commit()
 	}
 	if err == nil {
-		at, err = s.commit(ctx, m, nil)
+		at, err = s.commit(ctx, m, p, nil)
 	}
 	if err != nil && !errors.Is(err, ErrUnknown) { // unknown: the record may be there, so the content stays
 		f.remove()
@@ -197,8 +197,9 @@ func (s *Store) receiveFile(ctx context.Context, env *mta.Envelope, head []byte,
 	return at, m.size, err
 }
 
-// commit stores the record, and the content if it is given. Once it began the client's hang-up changes nothing.
-func (s *Store) commit(ctx context.Context, m *message, content []byte) (loc, error) {
+// commit stores the record, with the progress if there is some, and the content if it has no file. Once it began the
+// client's hang-up changes nothing.
+func (s *Store) commit(ctx context.Context, m *message, p *progress, content []byte) (loc, error) {
 	if err := s.enter(ctx); err != nil {
 		return loc{}, err
 	}
@@ -211,6 +212,9 @@ func (s *Store) commit(ctx context.Context, m *message, content []byte) (loc, er
 		entries := []entry{{messageKey(seq), m.encode()}}
 		if m.file == 0 {
 			entries = append(entries, entry{bodyKey(seq), content})
+		}
+		if p != nil {
+			entries = append(entries, entry{progressKey(seq), p.encode()})
 		}
 		return entries
 	}, 1)
