@@ -23,16 +23,18 @@ type Conn struct {
 	lmtp     bool
 	limits   Timeouts
 
-	nc       net.Conn
-	r        *bufio.Reader
-	w        *bufio.Writer
-	caps     Caps
-	tls      *tls.ConnectionState
-	tlsErr   error
-	verified bool // the primary's certificate is known to be its own
-	trace    []StepFact
-	dead     atomic.Bool
-	block    time.Duration // limit for each write
+	nc         net.Conn
+	r          *bufio.Reader
+	w          *bufio.Writer
+	caps       Caps
+	tls        *tls.ConnectionState
+	tlsErr     error
+	verified   bool // the primary's certificate is known to be its own
+	identified bool
+	clientErr  error
+	trace      []StepFact
+	dead       atomic.Bool
+	block      time.Duration // limit for each write
 }
 
 func newConn(d *Dialer, p mta.Primary, o Options, at dialled) *Conn {
@@ -82,28 +84,36 @@ func (c *Conn) Close() error {
 
 func (c *Conn) closed() bool { return c.dead.Load() }
 
-// greet reads the banner, says EHLO, and does STARTTLS.
+// greet reads the banner, says EHLO, does STARTTLS, and tells who the client was.
 func (c *Conn) greet(ctx context.Context, o Options) error {
 	if !o.wants(StepBanner) {
 		return nil
 	}
+	if o.Proxy {
+		if err := c.proxy(ctx, o.Client); err != nil {
+			return err
+		}
+	}
 	if _, err := c.await(ctx, StepBanner, ""); err != nil {
-		return err
+		return c.blameClient(err)
 	}
 	if !o.wants(StepEHLO) {
 		return nil
 	}
 	if err := c.hello(ctx); err != nil {
-		return err
+		return c.blameClient(err)
 	}
 	if !o.wants(StepSTARTTLS) {
 		return nil
 	}
 	again, err := c.starttls(ctx, &o.TLS)
-	if err != nil || !again {
+	if err == nil && again {
+		err = c.hello(ctx) // RFC 3207, 4.2: all that was learned in clear is forgotten
+	}
+	if err != nil || !o.wants(StepXCLIENT) {
 		return err
 	}
-	return c.hello(ctx) // RFC 3207, 4.2: all that was learned in clear is forgotten
+	return c.identify(ctx, o.Client)
 }
 
 // hello says LHLO, or EHLO and, where that is not known, HELO (RFC 5321, 3.2).

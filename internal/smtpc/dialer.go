@@ -72,6 +72,8 @@ type Dialer struct {
 	Lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
 	Source   []netip.Addr // addresses to connect from, at most one a family
 	Timeouts Timeouts
+	// TLSA gives the TLSA records of a host and port, and whether they are authentic. Only TLSDANE needs it.
+	TLSA func(ctx context.Context, host string, port uint16) (records []TLSA, authentic bool, err error)
 	// Net makes connections; nil is the network.
 	Net func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -81,6 +83,10 @@ type Options struct {
 	Stop Step // the last step to take: StepDial, StepBanner, StepEHLO or StepSTARTTLS; StepNone: all
 	LMTP bool // speak LMTP (RFC 2033)
 	TLS  TLSPolicy
+	// Client is who gave us the mail that will be sent: the primary is told, by XCLIENT where it grants that to us, or by a
+	// PROXY header where Proxy is set. It must be Conveyable and no address of ours; the Dialer does not check.
+	Client *mta.Peer
+	Proxy  bool
 }
 
 // wants reports whether step s is to be taken.
@@ -102,6 +108,9 @@ func (d *Dialer) DialWith(ctx context.Context, p mta.Primary, o Options) (*Conn,
 	}
 	var trace []StepFact
 	addrs, err := d.lookup(ctx, p, &trace)
+	if err == nil && o.TLS.Mode == TLSDANE {
+		o.TLS, err = d.resolveDANE(ctx, p.Host, p.Port, o.TLS)
+	}
 	if err != nil {
 		return nil, &Error{Step: StepLookup, Err: err, Trace: trace}
 	}
@@ -263,24 +272,37 @@ func (d *Dialer) dialNet(ctx context.Context, a netip.AddrPort) (net.Conn, error
 	return nd.DialContext(ctx, "tcp", a.String())
 }
 
-// session takes a connection to where mail can be sent. A handshake that fails under a policy that can do without
-// TLS costs a second connection, in clear: the first is in no state that can be known.
+// session takes a connection to where mail can be sent. What can be done without costs another connection, since the
+// first is in no state that can be known: TLS that fails under a policy that allows clear text, and a client that the
+// primary does not like.
 func (d *Dialer) session(ctx context.Context, p mta.Primary, o Options, at dialled, trace *[]StepFact) (*Conn, *Error) {
 	c, err := d.open(ctx, p, o, at, trace)
-	if err == nil || !errors.Is(err, errHandshake) || !o.TLS.mayClear() || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil {
 		return c, err
+	}
+	first := err
+	noTLS := errors.Is(err, errHandshake) && o.TLS.mayClear()
+	switch {
+	case noTLS:
+		o.TLS = TLSPolicy{Mode: TLSOff}
+	case errors.Is(err, errClient):
+		o.Client = nil
+	default:
+		return nil, err
 	}
 	again := d.connect(ctx, at.addr)
 	*trace = append(*trace, StepFact{Step: StepDial, Addr: at.addr, Took: again.took, Err: again.err})
 	if again.err != nil {
 		return nil, &Error{Step: StepDial, Addr: at.addr, Err: again.err}
 	}
-	tlsErr := err.Err
-	o.TLS = TLSPolicy{Mode: TLSOff}
 	if c, err = d.open(ctx, p, o, again, trace); err != nil {
 		return nil, err
 	}
-	c.tlsErr = tlsErr
+	if noTLS {
+		c.tlsErr = first
+	} else {
+		c.clientErr = first
+	}
 	return c, nil
 }
 

@@ -57,7 +57,10 @@ func (s *session) proxy() error {
 	if err != nil {
 		return err
 	}
-	s.client = "PROXY " + h.SourceAddr.String()
+	s.client = "PROXY LOCAL"
+	if h.Command == proxyproto.PROXY {
+		s.client = "PROXY " + h.SourceAddr.String()
+	}
 	return nil
 }
 

@@ -1,0 +1,164 @@
+package smtpc
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"understudy/internal/mta"
+)
+
+// maxXCLIENT is the most octets of one XCLIENT command.
+const maxXCLIENT = 512
+
+// errClient is in the chain of an error that came of telling who the client was: it is no word about us or the mail.
+var errClient = errors.New("true client refused")
+
+// Identified reports that the primary took the client of Options.Client for the one it talks to.
+func (c *Conn) Identified() bool { return c.identified }
+
+// ClientError is why the primary did not take the true client, where it was told; nil otherwise.
+func (c *Conn) ClientError() error { return c.clientErr }
+
+// identify replays the client by XCLIENT, where the primary grants it to us. It comes after STARTTLS, which would make
+// the primary forget it.
+func (c *Conn) identify(ctx context.Context, p *mta.Peer) error {
+	if p == nil || c.identified || !slices.Contains(c.caps.XCLIENT, "ADDR") {
+		return nil
+	}
+	for _, line := range xclientLines(c.caps.XCLIENT, p) {
+		if _, err := c.exchange(ctx, StepXCLIENT, line); err != nil {
+			if c.closed() {
+				return err
+			}
+			c.clientErr = err // 501 for an address family that it does not speak, 550: go on as ourselves
+			return nil
+		}
+	}
+	c.identified = true
+	c.hostname = heloOf(p)
+	return c.blameClient(c.hello(ctx))
+}
+
+// blameClient marks a reply that came after the primary was told of the client: it may be a word about that client.
+func (c *Conn) blameClient(err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || !c.identified || e.Reply == nil {
+		return err
+	}
+	return &Error{Step: e.Step, Addr: e.Addr, Reply: e.Reply, Err: errors.Join(errClient, e.Err)}
+}
+
+// xclientLines makes the commands: what matters least first and the address last, since a primary may believe nothing
+// more once it thinks that it talks to a stranger. Values are xtext.
+func xclientLines(granted []string, p *mta.Peer) []string {
+	proto := "ESMTP"
+	if p.Proto == "SMTP" {
+		proto = "SMTP"
+	}
+	name := "[UNAVAILABLE]"
+	if p.Name != "" {
+		name = p.Name
+	}
+	addr := p.Addr.Addr().Unmap().String()
+	if p.Addr.Addr().Unmap().Is6() {
+		addr = "IPV6:" + addr
+	}
+	attrs := []struct{ key, value string }{
+		{"HELO", heloOf(p)}, {"PROTO", proto}, {"PORT", strconv.Itoa(int(p.Addr.Port()))}, {"NAME", name}, {"ADDR", addr},
+	}
+	lines := []string{"XCLIENT"}
+	for _, a := range attrs {
+		if !slices.Contains(granted, a.key) {
+			continue
+		}
+		part := " " + a.key + "=" + xtext(a.value)
+		if last := len(lines) - 1; len(lines[last])+len(part)+2 <= maxXCLIENT {
+			lines[last] += part
+			continue
+		}
+		lines = append(lines, "XCLIENT"+part)
+	}
+	return lines
+}
+
+// heloOf is the client's HELO name as it may be said again, or its address where there is none.
+func heloOf(p *mta.Peer) string {
+	if _, ok := mta.AddressLiteral(p.Helo); ok {
+		return p.Helo
+	}
+	helo := strings.Map(func(r rune) rune {
+		if r <= ' ' || r >= 0x7f || strings.ContainsRune("`<>()\\\";@[]{},:", r) {
+			return '?'
+		}
+		return r
+	}, p.Helo)
+	if helo != "" && len(helo) <= 255 {
+		return helo
+	}
+	a := p.Addr.Addr().Unmap()
+	if a.Is6() {
+		return "[IPv6:" + a.String() + "]"
+	}
+	return "[" + a.String() + "]"
+}
+
+// proxy writes the PROXY protocol's header, version 2, before anything is read: the client, or without one that the
+// connection is our own (LOCAL).
+func (c *Conn) proxy(ctx context.Context, p *mta.Peer) error {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	c.block = c.limits.of(StepDial)
+	start := time.Now()
+	c.w.Write(proxyHeader(p, c.addr))
+	err := c.w.Flush()
+	if err != nil {
+		err = c.broken(ctx, StepXCLIENT, err)
+	}
+	c.trace = append(c.trace, StepFact{Step: StepXCLIENT, Addr: c.addr, Took: time.Since(start), Err: err})
+	if err == nil && p != nil {
+		c.identified = true
+		c.hostname = heloOf(p)
+	}
+	return err
+}
+
+func proxyHeader(p *mta.Peer, to netip.AddrPort) []byte {
+	b := []byte("\r\n\r\n\x00\r\nQUIT\n")
+	if p == nil {
+		return append(b, 0x20, 0x00, 0, 0)
+	}
+	src, dst := p.Addr, netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+	family := byte(0x11)
+	if src.Addr().Is6() || dst.Addr().Is6() {
+		family = 0x21
+	}
+	octets := func(a netip.Addr) []byte {
+		if family == 0x11 {
+			return a.AsSlice()
+		}
+		x := a.As16()
+		return x[:]
+	}
+	addrs := append(octets(src.Addr()), octets(dst.Addr())...)
+	addrs = binary.BigEndian.AppendUint16(addrs, src.Port())
+	addrs = binary.BigEndian.AppendUint16(addrs, dst.Port())
+	b = append(b, 0x21, family)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(addrs)))
+	return append(b, addrs...)
+}
+
+// Conveyable reports that a primary may be told that a is the client: it is an address of the Internet. A loopback,
+// private or link-local address could be one that the primary trusts, and we would make it an open relay.
+func Conveyable(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedSpace.Contains(a)
+}
+
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
