@@ -74,7 +74,7 @@ func parseMailParams(s string, o offers) (mailParams, *mta.Reply) {
 		case name == "ENVID" && o.dsn:
 			var err error
 			p.EnvID, err = decodeXtext(value)
-			ok = err == nil && p.EnvID != "" && len(p.EnvID) <= 100 // RFC 3461, 4.4
+			ok = err == nil && p.EnvID != "" && len(p.EnvID) <= 100 && isASCII(p.EnvID) // RFC 3461, 4.4
 		default:
 			return unknownParam(name)
 		}
@@ -162,23 +162,27 @@ func parseORcpt(s string, smtputf8 bool) (string, error) {
 	return typ + ";" + addr, nil
 }
 
-// decodeXtext reads xtext (RFC 3461, 4) whose decoded form must be printable ASCII.
+// decodeXtext reads xtext (RFC 3461, 4). What it stands for should be ASCII, but Postfix writes an address of RFC 6531
+// this way in octets of UTF-8, and to refuse that would be to refuse real mail.
 func decodeXtext(s string) (string, error) {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		c := s[i]
-		if c == '+' {
+		switch {
+		case c == '+':
 			if i+2 >= len(s) || !isUpperHex(s[i+1]) || !isUpperHex(s[i+2]) {
 				return "", errors.New("xtext: + wants two hexadecimal digits")
 			}
 			n, _ := strconv.ParseUint(s[i+1:i+3], 16, 8) // two digits, as just seen
 			c = byte(n)
 			i += 2
-		}
-		if c < ' ' || c > '~' {
-			return "", errors.New("xtext: not printable ASCII")
+		case c <= ' ' || c > '~':
+			return "", errors.New("xtext: octet must be encoded")
 		}
 		b.WriteByte(c)
+	}
+	if !utf8.ValidString(b.String()) || !isPrintableText(b.String()) {
+		return "", errors.New("xtext: not printable text")
 	}
 	return b.String(), nil
 }

@@ -90,12 +90,12 @@ func (s *session) mail() (*mta.Envelope, int64, error) {
 	if p.size > int64(s.srv.cfg.MaxMessageSize) {
 		return nil, 0, s.tooLarge()
 	}
-	return &mta.Envelope{Node: s.srv.cfg.Hostname, Peer: s.peer(), From: from, Params: p.Params}, max(p.size, 0), nil
+	return &mta.Envelope{Node: s.srv.cfg.Hostname, Peer: s.peer(p.SMTPUTF8), From: from, Params: p.Params}, max(p.size, 0), nil
 }
 
 // peer is the client, with its name if it has one that is its own.
-func (s *session) peer() mta.Peer {
-	p := s.w.peer()
+func (s *session) peer(smtputf8 bool) mta.Peer {
+	p := s.w.peer(smtputf8)
 	if !s.looked {
 		s.looked = true
 		s.name = s.w.lookup(s.ctx)

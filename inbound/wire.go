@@ -429,13 +429,16 @@ func (w *wire) count(verb string, r *mta.Reply) bool {
 }
 
 // peer is who we talk to, for the envelope.
-func (w *wire) peer() mta.Peer {
+func (w *wire) peer(smtputf8 bool) mta.Peer {
 	p := mta.Peer{Addr: w.remote, Local: w.local, Helo: w.helo, Early: w.early, Proto: "SMTP"}
-	if w.esmtp {
+	switch {
+	case smtputf8:
+		p.Proto = "UTF8SMTP" // RFC 6531, 4.3
+	case w.esmtp:
 		p.Proto = "ESMTP"
 	}
 	if s := w.secured; s != nil {
-		p.Proto += "S" // RFC 3848; HELO after STARTTLS has no keyword of its own
+		p.Proto += "S" // RFC 3848
 		p.TLS = &mta.TLS{Version: tls.VersionName(s.Version), Cipher: tls.CipherSuiteName(s.CipherSuite), ServerName: s.ServerName}
 	}
 	return p
