@@ -203,6 +203,14 @@ func (d *Daemon) Reload(ctx context.Context) (needRestart []string, err error) {
 	return needRestart, nil
 }
 
+func texts(addrs []net.Addr) []string {
+	list := make([]string, len(addrs))
+	for i, a := range addrs {
+		list[i] = a.String()
+	}
+	return list
+}
+
 // part is one piece that runs until it is told to stop.
 type part struct {
 	name string
@@ -224,7 +232,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		p.start(context.WithoutCancel(ctx), failed)
 	}
 	d.notify("READY=1")
-	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "ready", slog.String("hostname", d.cfg.Hostname), slog.Any("listen", d.SMTPAddrs()))
+	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "ready", slog.String("hostname", d.cfg.Hostname), slog.Any("listen", texts(d.SMTPAddrs())))
 	select {
 	case <-ctx.Done():
 	case <-failed:
