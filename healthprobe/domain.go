@@ -47,10 +47,11 @@ type domain struct {
 // finding is what the DNS says about a domain's primaries.
 type finding struct {
 	tiers  [][]mta.Primary
-	listed bool   // we are among its mail exchangers
-	none   string // why nothing takes its mail, if the DNS says so: "it does not exist"
-	gone   bool   // none, because the name does not exist
-	null   bool   // none, because of a null MX
+	addrs  map[string][]netip.Addr // of each mail exchanger
+	listed bool                    // we are among its mail exchangers
+	none   string                  // why nothing takes its mail, if the DNS says so: "it does not exist"
+	gone   bool                    // none, because the name does not exist
+	null   bool                    // none, because of a null MX
 	notes  []string
 	ttl    time.Duration
 }
@@ -100,6 +101,7 @@ func (p *Prober) candidates(ctx context.Context, hosts []dnsx.MX, f *finding) []
 		hosts = hosts[:maxHosts]
 	}
 	cs := make([]candidate, 0, len(hosts))
+	f.addrs = make(map[string][]netip.Addr)
 	for _, mx := range hosts {
 		h, err := p.lookupHost(ctx, mx.Host)
 		switch {
@@ -110,6 +112,7 @@ func (p *Prober) candidates(ctx context.Context, hosts []dnsx.MX, f *finding) []
 			f.notes = append(f.notes, fmt.Sprintf("the addresses of %s can't be looked up now", mx.Host))
 		default:
 			f.ttl = min(f.ttl, h.TTL)
+			f.addrs[mx.Host] = h.Addrs
 		}
 		if h.Alias != "" {
 			f.notes = append(f.notes, fmt.Sprintf("the mail exchanger %s is an alias of %s (RFC 5321, 5.1 forbids it)", mx.Host, h.Alias))

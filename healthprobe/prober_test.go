@@ -67,6 +67,7 @@ func resolver(t *testing.T, s *dnstest.Server) *dnsx.Resolver {
 		cfg.Exchange, cfg.Resolvers = nil, []string{s.Addr()}
 	}
 	cfg.Timeout = 100 * time.Millisecond
+	cfg.MinTTL, cfg.MaxNegativeTTL = 0, 0 // what a zone says at TTL 0 is asked for each time
 	r, err := dnsx.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +75,7 @@ func resolver(t *testing.T, s *dnstest.Server) *dnsx.Resolver {
 	return r
 }
 
-// await waits until cond is true, woken by each change of p.
+// await waits until cond is true, woken by each change of p and now and then.
 func await(t *testing.T, p *Prober, what string, cond func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -86,6 +87,7 @@ func await(t *testing.T, p *Prober, what string, cond func() bool) {
 		}
 		select {
 		case <-changed:
+		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
 			t.Fatalf("waited for %s in vain: %+v", what, p.Status())
 		}

@@ -266,6 +266,11 @@ func (p *Prober) found(ctx context.Context, d *domain, f finding, err error) {
 			slog.String("route", route.Name), slog.Any("notes", f.notes))
 		p.tell()
 	}
+	for host, addrs := range f.addrs { // the primaries among them have a book by now
+		if p.books[host] != nil {
+			p.setAddrs(host, addrs)
+		}
+	}
 	if err == nil {
 		p.routeEvents(d, f, now)
 		p.keepRoute(d, now)
