@@ -10,6 +10,10 @@ import (
 var sharedDir string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asServer) != "" {
+		serveForBenchmark()
+		return
+	}
 	dir, err := os.MkdirTemp("", "understudy-inbound-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,0 +1,273 @@
+package inbound
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"understudy/internal/mta"
+	"understudy/internal/testkit/peer"
+)
+
+// discard is a spool that keeps nothing.
+type discard struct{}
+
+func (discard) Put(_ context.Context, _ *mta.Envelope, body io.Reader) error {
+	_, err := io.Copy(io.Discard, body)
+	return err
+}
+
+func (discard) Room(context.Context, string, int64) error { return nil }
+
+func benchServer(b testing.TB) *running {
+	cfg := testConfig(b)
+	cfg.Trusted = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	return start(b, cfg, func(d *Deps) { d.Spool, d.Log = discard{}, nil })
+}
+
+// message is content of about size octets.
+func message(size int) string {
+	line := strings.Repeat("x", 76) + "\r\n"
+	return "Subject: benchmark\r\n\r\n" + strings.Repeat(line, size/len(line))
+}
+
+// BenchmarkData sends messages on one connection: in lock-step, as most senders do, or all at once in BDAT groups.
+func BenchmarkData(b *testing.B) {
+	for _, size := range []int{4 << 10, 1 << 20} {
+		for _, way := range []string{"lockstep", "pipelined", "bdat"} {
+			b.Run(fmt.Sprintf("%dKiB/%s", size>>10, way), func(b *testing.B) {
+				r := benchServer(b)
+				c, err := net.Dial("tcp", r.addr())
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer c.Close()
+				content := message(size)
+				groups := map[string][]string{
+					"lockstep":  {"MAIL FROM:<bob@example.net>\r\n", "RCPT TO:<alice@example.org>\r\n", "DATA\r\n", content + ".\r\n"},
+					"pipelined": {"MAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nDATA\r\n", content + ".\r\n"},
+					"bdat":      {fmt.Sprintf("RSET\r\nMAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nBDAT %d LAST\r\n%s", len(content), content)},
+				}[way]
+				in := bufio.NewReader(c)
+				expect(b, in, 1)
+				io.WriteString(c, "EHLO bench\r\n")
+				expect(b, in, 1)
+				b.SetBytes(int64(len(content)))
+				before := cpuTime(b)
+				b.ResetTimer()
+				if way == "bdat" {
+					sent := make(chan error, 1)
+					go func() {
+						for range b.N {
+							if _, err := io.WriteString(c, groups[0]); err != nil {
+								sent <- err
+								return
+							}
+						}
+						sent <- nil
+					}()
+					expect(b, in, 4*b.N)
+					if err := <-sent; err != nil {
+						b.Fatal(err)
+					}
+				} else {
+					for range b.N {
+						for _, g := range groups {
+							io.WriteString(c, g)
+							expect(b, in, strings.Count(g[:min(len(g), 200)], "\r\n")*btoi(!strings.HasPrefix(g, "Subject"))+btoi(strings.HasPrefix(g, "Subject")))
+						}
+					}
+				}
+				b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N), "cpu-µs/op") // client and server
+			})
+		}
+	}
+}
+
+func btoi(v bool) int {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+// expect reads n replies that are no refusals.
+func expect(b testing.TB, in *bufio.Reader, n int) {
+	for n > 0 {
+		line, err := in.ReadSlice('\n')
+		if err != nil || line[0] > '3' {
+			b.Fatalf("got %q, %v", line, err)
+		}
+		if line[3] == ' ' {
+			n--
+		}
+	}
+}
+
+func cpuTime(b testing.TB) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// asServer makes the test binary a server that the benchmarks measure from outside: it prints its address and serves
+// until its input ends.
+const asServer = "UNDERSTUDY_INBOUND_SERVER"
+
+func serveForBenchmark() {
+	cfg := DefaultConfig()
+	cfg.Hostname, cfg.Listen, cfg.StateDir = "mx2.example.org", []Listener{{Address: "127.0.0.1:0"}}, ""
+	cfg.TempDir = os.TempDir()
+	s, err := New(cfg, Deps{Spool: discard{}, Policy: testPolicy{}})
+	if err == nil {
+		err = s.Listen()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(s.Addrs()[0])
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	s.Run(ctx)
+}
+
+// process is a server in a process of its own.
+type process struct {
+	cmd   *exec.Cmd
+	addr  string
+	stdin io.Closer
+}
+
+func newProcess(b testing.TB) *process {
+	b.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), asServer+"=1")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		b.Fatal(err)
+	}
+	return &process{cmd, strings.TrimSpace(addr), in}
+}
+
+// end stops it and returns the CPU time that it used.
+func (p *process) end() time.Duration {
+	p.stdin.Close()
+	p.cmd.Wait()
+	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+}
+
+// resident is the anonymous memory of the process, in octets.
+func (p *process) resident(b testing.TB) int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "VmRSS:")
+	kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return kb << 10
+}
+
+// BenchmarkIdleConnections opens 2,000 connections and reports what a server holds for them, after EHLO and after
+// STARTTLS, and how long a newcomer waits for its greeting. The whole of it is one iteration.
+func BenchmarkIdleConnections(b *testing.B) {
+	const n = 2000
+	for _, secured := range []bool{false, true} {
+		b.Run(fmt.Sprintf("tls=%v", secured), func(b *testing.B) {
+			p := newProcess(b)
+			defer p.end()
+			empty := p.resident(b)
+			for range n {
+				c := dial(b, p.addr)
+				c.want("220")
+				if secured {
+					c.startTLS(nil)
+				}
+				c.say("EHLO idle.example.net", "250")
+				c.buf = nil
+			}
+			full := p.resident(b)
+			begun := time.Now()
+			dial(b, p.addr).want("220")
+			b.ReportMetric(float64(full)/(1<<20), "MiB")
+			b.ReportMetric(float64(full-empty)/n/1024, "KiB/conn")
+			b.ReportMetric(float64(time.Since(begun).Microseconds()), "newcomer-µs")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// BenchmarkAgainstSink compares with Postfix's smtp-sink, which does nothing but speak SMTP: the CPU time a message of
+// 4 KiB costs, and one of 1 MiB, each sent by smtp-source on 10 connections.
+func BenchmarkAgainstSink(b *testing.B) {
+	peer.Require(b, "smtp-source", "smtp-sink")
+	for _, tt := range []struct{ size, n int }{{4 << 10, 20_000}, {1 << 20, 300}} {
+		b.Run(fmt.Sprintf("%dKiB", tt.size>>10), func(b *testing.B) {
+			ours := newProcess(b)
+			send(b, ours.addr, tt.size, tt.n)
+			cpu := float64(ours.end().Microseconds()) / float64(tt.n)
+
+			addr := peer.FreeAddr(b)
+			sink := exec.Command("smtp-sink", "-u", "postfix", addr, "1000")
+			if err := sink.Start(); err != nil {
+				b.Fatal(err)
+			}
+			for {
+				c, err := net.Dial("tcp", addr)
+				if err == nil {
+					c.Close()
+					break
+				}
+				runtime.Gosched()
+			}
+			send(b, addr, tt.size, tt.n)
+			sink.Process.Signal(syscall.SIGTERM)
+			sink.Wait()
+			theirs := float64((sink.ProcessState.UserTime() + sink.ProcessState.SystemTime()).Microseconds()) / float64(tt.n)
+			b.ReportMetric(cpu, "cpu-µs/msg")
+			b.ReportMetric(theirs, "sink-cpu-µs/msg")
+			b.ReportMetric(cpu/theirs, "ratio")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+func send(b testing.TB, addr string, size, n int) {
+	b.Helper()
+	out, err := exec.Command("smtp-source", "-s", "10", "-d", "-l", strconv.Itoa(size), "-m", strconv.Itoa(n),
+		"-f", "bob@example.net", "-t", "alice@example.org", "inet:"+addr).CombinedOutput()
+	if err != nil {
+		b.Fatalf("smtp-source: %v\n%s", err, out)
+	}
+}
