@@ -1,7 +1,6 @@
 package inbound
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -64,22 +63,63 @@ func (b *body) spill(p []byte) (int, error) {
 	return n, nil
 }
 
-// Reader reads the body from its start. One at a time.
-func (b *body) Reader() (io.Reader, error) {
-	readers := make([]io.Reader, 0, len(b.head)+1)
+// Reader reads before and then the body from its start. One at a time.
+func (b *body) Reader(before string) (*bodyReader, error) {
+	r := &bodyReader{parts: make([][]byte, 0, 1+len(b.head)), file: b.file}
+	r.parts = append(r.parts, []byte(before))
 	left := b.size
 	for _, c := range b.head {
 		n := min(left, chunkSize)
-		readers = append(readers, bytes.NewReader(c[:n]))
+		r.parts = append(r.parts, c[:n])
 		left -= n
 	}
 	if b.file != nil {
 		if _, err := b.file.Seek(0, io.SeekStart); err != nil {
 			return nil, fmt.Errorf("temporary file: %w", err)
 		}
-		readers = append(readers, b.file)
 	}
-	return io.MultiReader(readers...), nil
+	return r, nil
+}
+
+// bodyReader gives out what a body holds without a buffer of its own.
+type bodyReader struct {
+	parts [][]byte
+	file  *os.File // after them; may be nil
+}
+
+// Read implements io.Reader.
+func (r *bodyReader) Read(p []byte) (int, error) {
+	for len(r.parts) > 0 {
+		n := copy(p, r.parts[0])
+		if r.parts[0] = r.parts[0][n:]; len(r.parts[0]) == 0 {
+			r.parts = r.parts[1:]
+		}
+		if n > 0 || len(p) == 0 {
+			return n, nil
+		}
+	}
+	if r.file == nil {
+		return 0, io.EOF
+	}
+	return r.file.Read(p)
+}
+
+// WriteTo implements io.WriterTo.
+func (r *bodyReader) WriteTo(w io.Writer) (int64, error) {
+	var total int64
+	for len(r.parts) > 0 {
+		n, err := w.Write(r.parts[0])
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+		r.parts = r.parts[1:]
+	}
+	if r.file == nil {
+		return total, nil
+	}
+	n, err := io.Copy(w, r.file)
+	return total + n, err
 }
 
 // Close gives everything back. The body must not be used after it.

@@ -1,7 +1,6 @@
 package inbound
 
 import (
-	"bytes"
 	"strings"
 
 	"understudy/internal/mta"
@@ -57,13 +56,19 @@ var otherProtocols = []string{
 
 // otherProtocol tells whether a line or the first octets of one are not SMTP.
 func otherProtocol(line []byte) bool {
-	head := bytes.ToUpper(line[:min(len(line), 20)])
 	for _, p := range otherProtocols {
-		if bytes.HasPrefix(head, []byte(p)) {
+		if len(line) >= len(p) && upper(line[0]) == p[0] && strings.EqualFold(string(line[:len(p)]), p) {
 			return true
 		}
 	}
 	return false
+}
+
+func upper(c byte) byte {
+	if c >= 'a' && c <= 'z' {
+		return c - 'a' + 'A'
+	}
+	return c
 }
 
 // splitPath cuts the argument of MAIL or RCPT into the path as the client wrote it and the parameters after it.

@@ -6,9 +6,9 @@ type metrics struct {
 	open       prometheus.Gauge
 	refused    *prometheus.CounterVec // reason
 	accepted   prometheus.Counter
-	messages   *prometheus.CounterVec // result
+	messages   results
 	octets     prometheus.Counter
-	recipients *prometheus.CounterVec // result
+	recipients results
 	handshakes *prometheus.CounterVec // result
 	put        prometheus.Histogram
 }
@@ -24,15 +24,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		accepted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "understudy_inbound_connections_total", Help: "Connections that were greeted.",
 		}),
-		messages: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "understudy_inbound_messages_total", Help: "Messages whose content was read, by the class of the reply.",
-		}, []string{"result"}),
+		messages: newResults("understudy_inbound_messages_total", "Messages whose content was read, by the class of the reply."),
 		octets: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "understudy_inbound_content_bytes_total", Help: "Octets of content of messages that were accepted.",
 		}),
-		recipients: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "understudy_inbound_recipients_total", Help: "Recipients, by the class of the reply.",
-		}, []string{"result"}),
+		recipients: newResults("understudy_inbound_recipients_total", "Recipients, by the class of the reply."),
 		handshakes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "understudy_inbound_tls_handshakes_total", Help: "TLS handshakes, by version or failed.",
 		}, []string{"result"}),
@@ -41,18 +37,28 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
 		}),
 	}
-	reg.MustRegister(m.open, m.refused, m.accepted, m.messages, m.octets, m.recipients, m.handshakes, m.put)
+	reg.MustRegister(m.open, m.refused, m.accepted, m.messages.vec, m.octets, m.recipients.vec, m.handshakes, m.put)
 	return m
 }
 
-// result is the label of a reply code.
-func result(code int) string {
+// results counts replies by their class: 2yz, 4yz, 5yz.
+type results struct {
+	vec                          *prometheus.CounterVec
+	accepted, deferred, rejected prometheus.Counter
+}
+
+func newResults(name, help string) results {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"result"})
+	return results{v, v.WithLabelValues("accepted"), v.WithLabelValues("deferred"), v.WithLabelValues("rejected")}
+}
+
+func (r *results) of(code int) prometheus.Counter {
 	switch code / 100 {
 	case 2, 3:
-		return "accepted"
+		return r.accepted
 	case 4:
-		return "deferred"
+		return r.deferred
 	default:
-		return "rejected"
+		return r.rejected
 	}
 }

@@ -29,10 +29,11 @@ const maxReplyText = 480
 
 // appendReply writes a reply with its enhanced status code on each line (RFC 2034, 4).
 func appendReply(out []byte, r *mta.Reply) []byte {
-	lines := strings.Split(r.Text, "\n")
-	for i, line := range lines {
+	for more, rest := true, r.Text; more; {
+		var line string
+		line, rest, more = strings.Cut(rest, "\n")
 		out = strconv.AppendInt(out, int64(r.Code), 10)
-		if i < len(lines)-1 {
+		if more {
 			out = append(out, '-')
 		} else {
 			out = append(out, ' ')

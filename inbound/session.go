@@ -52,6 +52,11 @@ func (s *session) Logout() error {
 // refusal makes go-smtp take a callback for refused. Its words are not said.
 var refusal = &smtp.SMTPError{Code: 451, EnhancedCode: smtp.EnhancedCode{4, 3, 0}, Message: "refused"}
 
+var (
+	senderOK    = mta.NewReply(250, "2.1.0", "sender ok")
+	recipientOK = mta.NewReply(250, "2.1.5", "recipient ok")
+)
+
 // say leaves the answer with the wire. It is the only way out of a callback.
 func (s *session) say(r *mta.Reply) error {
 	s.w.answer = r
@@ -68,7 +73,7 @@ func (s *session) Mail(string, *smtp.MailOptions) error {
 		return s.say(replyTo(err, s.log))
 	}
 	s.env, s.size = env, size
-	return s.say(mta.NewReply(250, "2.1.0", "sender ok"))
+	return s.say(senderOK)
 }
 
 func (s *session) mail() (*mta.Envelope, int64, error) {
@@ -123,7 +128,7 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) error {
 		s.log.Info("recipient refused", "peer", s.w.remote, "from", s.env.From, "to", printable(s.w.cmd.arg), "code", r.Code, "reply", r.String())
 		return s.say(r)
 	}
-	return s.say(mta.NewReply(250, "2.1.5", "recipient ok"))
+	return s.say(recipientOK)
 }
 
 func (s *session) rcpt() error {
@@ -192,11 +197,11 @@ func (s *session) Data(io.Reader) error {
 	if err == nil {
 		err = s.keep(env, b)
 	}
-	reply := mta.NewReply(250, "2.0.0", "ok, queued as %s", env.ID)
+	reply := &mta.Reply{Code: 250, Enhanced: "2.0.0", Text: "ok, queued as " + env.ID.String()}
 	if err != nil {
 		reply = replyTo(err, s.log)
 	}
-	s.srv.metrics.messages.WithLabelValues(result(reply.Code)).Inc()
+	s.srv.metrics.messages.of(reply.Code).Inc()
 	s.logMessage(env, b.size, reply, time.Since(begun))
 	s.w.junk = 0
 	return s.say(reply)
@@ -236,12 +241,11 @@ func (s *session) take(b *body) error {
 func (s *session) keep(env *mta.Envelope, b *body) error {
 	env.Received = time.Now()
 	env.ID = mta.NewID(env.Received)
-	content, err := b.Reader()
+	content, err := b.Reader(received(env, s.srv.cfg.Hostname))
 	if err != nil {
 		return fmt.Errorf("inbound: content: %w", err)
 	}
-	trace := strings.NewReader(received(env, s.srv.cfg.Hostname))
-	err = s.srv.deps.Spool.Put(s.srv.base(), env, io.MultiReader(trace, content))
+	err = s.srv.deps.Spool.Put(s.srv.base(), env, content)
 	s.srv.metrics.put.Observe(time.Since(env.Received).Seconds())
 	if err != nil {
 		return fmt.Errorf("inbound: store %s: %w", env.ID, err)
@@ -251,6 +255,9 @@ func (s *session) keep(env *mta.Envelope, b *body) error {
 }
 
 func (s *session) logMessage(env *mta.Envelope, size int64, r *mta.Reply, took time.Duration) {
+	if !s.log.Enabled(s.ctx, slog.LevelInfo) {
+		return
+	}
 	attrs := []slog.Attr{
 		slog.Any("peer", s.w.remote), slog.String("helo", printable(env.Peer.Helo)), slog.String("from", env.From.String()),
 		slog.Int("recipients", len(env.Rcpts)), slog.Int64("size", size), slog.Duration("took", took),

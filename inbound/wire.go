@@ -281,10 +281,11 @@ func (w *wire) flush() {
 	if _, err := w.conn.Write(w.out); err != nil {
 		w.lost(err)
 	}
-	w.out = nil
-	if w.large != nil { // a busy client: the next group's replies will fit as well
-		w.out = make([]byte, 0, 512)
+	if cap(w.out) <= smallBuffer {
+		w.out = w.out[:0]
+		return
 	}
+	w.out = nil
 }
 
 // lost notes that the client is gone.
@@ -345,8 +346,7 @@ func (w *wire) Close() error {
 
 // Write takes go-smtp's replies, one line a call, and sends ours in their place.
 func (w *wire) Write(p []byte) (int, error) {
-	line := strings.TrimRight(string(p), "\r\n")
-	if len(line) < 4 || line[3] == '-' { // only EHLO has more than one line, and that we write ourselves
+	if len(p) < 4 || p[3] == '-' { // only EHLO has more than one line, and that we write ourselves
 		return len(p), nil
 	}
 	if !w.opened {
@@ -354,31 +354,31 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.greet()
 		return len(p), nil
 	}
-	code := int(line[0]-'0')*100 + int(line[1]-'0')*10 + int(line[2]-'0')
-	w.translate(mta.ParseReply(code, line[4:]))
+	w.translate(int(p[0]-'0')*100+int(p[1]-'0')*10+int(p[2]-'0'), p[4:])
 	return len(p), nil
 }
 
-// translate decides what the client hears when go-smtp says r.
-func (w *wire) translate(r mta.Reply) {
+// translate decides what the client hears when go-smtp says this.
+func (w *wire) translate(code int, text []byte) {
 	answer := w.answer
 	w.answer = nil
 	switch {
 	case w.mute:
 		w.mute = false
-	case r.Code == 354:
+	case code == 354:
 		w.content.begun = true // the client is told when the session asks for the content
-	case r.Code == 421: // go-smtp caught a panic of ours
+	case code == 421: // go-smtp caught a panic of ours
 		w.end(mta.NewReply(421, "4.3.0", "local trouble, please try again later"))
 	case answer != nil:
 		w.reply(w.cmd.verb, answer)
-	case r.Code == 250 && w.cmd.verb == verbEHLO:
+	case code == 250 && w.cmd.verb == verbEHLO:
 		w.out = appendEHLO(w.out, w.srv.cfg.Hostname, w.offered())
-	case r.Code == 250 && w.cmd.verb == verbHELO:
+	case code == 250 && w.cmd.verb == verbHELO:
 		w.out = appendReply(w.out, mta.NewReply(250, "", "%s", w.srv.cfg.Hostname))
-	case r.Code == 502 && w.cmd.verb != verbEXPN:
-		w.reply(w.cmd.verb, sequenceFault(w.cmd.verb, r.Text))
+	case code == 502: // a command that came too early
+		w.reply(w.cmd.verb, sequenceFault(w.cmd.verb, string(text)))
 	default:
+		r := mta.ParseReply(code, strings.TrimRight(string(text), "\r\n"))
 		w.reply(w.cmd.verb, &r)
 	}
 }
@@ -389,7 +389,7 @@ func (w *wire) reply(verb string, r *mta.Reply) {
 		return
 	}
 	if verb == verbRCPT {
-		w.srv.metrics.recipients.WithLabelValues(result(r.Code)).Inc()
+		w.srv.metrics.recipients.of(r.Code).Inc()
 	}
 	tooMany := w.count(verb, r)
 	if r.Code == 421 || r.Code == 521 {
