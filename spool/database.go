@@ -23,20 +23,20 @@ import (
 //
 // run is the only goroutine that writes.
 type database struct {
-	dir   string
-	db    *badger.DB
-	wal   *os.File // the log that Badger writes through a mapping
-	limit int64    // what the log and the tree may take
-	big   bool     // it was made for new mail
-	batch int64    // what one commit may take
-	queue chan *write
-	done  chan struct{} // closed when run ended
-	used  int64         // owned by run
-	held  *write        // owned by run: taken from queue, did not fit into the last commit
-	next  string        // Badger's next log file: that it exists means that the log was changed
-	stats *metrics
-	log   *slog.Logger
-	fail  atomic.Pointer[error] // the first fault; nothing is written after it
+	dir    string
+	db     *badger.DB
+	wal    *os.File // the log that Badger writes through a mapping
+	limit  int64    // what the log and the tree may take
+	big    bool     // it was made for new mail
+	batch  int64    // what one commit may take
+	queue  chan *write
+	done   chan struct{} // closed when run ended
+	used   int64         // owned by run
+	held   *write        // owned by run: taken from queue, did not fit into the last commit
+	next   string        // Badger's next log file: that it exists means that the log was changed
+	stats  *metrics
+	syncer func(*os.File) error
+	fail   atomic.Pointer[error] // the first fault; nothing is written after it
 }
 
 var (
@@ -116,12 +116,12 @@ func (c crier) Infof(string, ...any)  {}
 func (c crier) Debugf(string, ...any) {}
 
 // openDatabase opens or creates a generation's database for writing.
-func openDatabase(dir string, memtable int64, key []byte, log *slog.Logger, stats *metrics) (*database, error) {
+func (s *Store) openDatabase(dir string, memtable int64, key []byte) (*database, error) {
 	d := &database{
 		dir: dir, limit: memtable - 64<<10, big: memtable > smallMemtable, batch: memtable * batchPercent / 100 * 9 / 10,
-		queue: make(chan *write, 1024), done: make(chan struct{}), stats: stats, log: log,
+		queue: make(chan *write, 1024), done: make(chan struct{}), stats: s.stats, syncer: s.tune.sync,
 	}
-	db, err := openBadger(badgerOptions(dir, memtable, key, crier{log, d.poison}))
+	db, err := openBadger(badgerOptions(dir, memtable, key, crier{s.log, d.poison}))
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
@@ -327,7 +327,7 @@ func (d *database) transact(group []*write) error {
 
 func (d *database) sync() error {
 	start := time.Now()
-	if err := unix.Fdatasync(int(d.wal.Fd())); err != nil {
+	if err := d.syncer(d.wal); err != nil {
 		return fmt.Errorf("sync %s: %w", d.wal.Name(), err)
 	}
 	d.stats.syncTime.Observe(time.Since(start).Seconds())

@@ -122,6 +122,9 @@ func (g *generation) renew(d *database) {
 
 // openLocked needs g.mu. The mark of a clean close goes before anything can be written.
 func (g *generation) openLocked(s *Store) error {
+	if _, err := inspect(g.dir); err != nil {
+		return err
+	}
 	memtable, err := g.memtable()
 	if err != nil {
 		return err
@@ -131,13 +134,10 @@ func (g *generation) openLocked(s *Store) error {
 		return fmt.Errorf("open %s: %w", g.dir, err)
 	}
 	defer done()
-	if err := checkTables(g.dir); err != nil {
-		return fmt.Errorf("open %s: %w", g.dir, err)
-	}
 	if err := os.Remove(filepath.Join(g.dir, cleanFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	d, err := openDatabase(g.dir, memtable, g.key, s.log, s.stats)
+	d, err := s.openDatabase(g.dir, memtable, g.key)
 	if err != nil {
 		return err
 	}
@@ -151,18 +151,8 @@ const openNeed = 4 << 20
 // memtable is the size to open with: the recorded one while there is a log to replay, a small one otherwise.
 func (g *generation) memtable() (int64, error) {
 	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem"))
-	if err != nil {
-		return 0, err
-	}
-	for _, name := range logs {
-		if fi, err := os.Stat(name); err == nil && fi.Size() == 0 {
-			// Badger stopped between making and sizing it; it would not open with it.
-			if err := os.Remove(name); err != nil {
-				return 0, err
-			}
-			continue
-		}
-		return g.info.Memtable, nil
+	if err != nil || len(logs) > 0 {
+		return g.info.Memtable, err
 	}
 	return min(g.info.Memtable, smallMemtable), nil
 }

@@ -10,21 +10,17 @@ import (
 	"understudy/internal/mta"
 )
 
-// Times of the keeper's work.
+// evacuateWrites are moved under one taking of locks; evacuateShare: a generation is moved when what lives in it is less
+// than 1/4 of what it takes on disk.
 const (
-	keeperTick     = time.Second
-	sealAge        = time.Hour        // so that a quiet spool gives its disk space back too
-	idleClose      = 30 * time.Second // an older generation that nobody used for so long is closed
-	evacuateIdle   = 5 * time.Second  // what is being drained right now is not moved
-	evacuateEvery  = 10 * time.Second
-	evacuateShare  = 4 // moved when less than 1/4 of what it takes on disk is content that lives
+	evacuateShare  = 4
 	evacuateWrites = 64
 )
 
 // keep is the keeper: it closes, moves out of and removes generations, until ctx is done. Each of its steps can be cut
 // short by a crash.
 func (s *Store) keep(ctx context.Context) {
-	tick := time.NewTicker(keeperTick)
+	tick := time.NewTicker(s.tune.tick)
 	defer tick.Stop()
 	var evacuated time.Time
 	for {
@@ -36,9 +32,9 @@ func (s *Store) keep(ctx context.Context) {
 			s.watchLimits()
 		}
 		s.renewActive()
-		if time.Since(evacuated) > evacuateEvery {
+		if time.Since(evacuated) > s.tune.evacuateEvery {
 			evacuated = time.Now()
-			s.evacuateAll(ctx, evacuateIdle)
+			s.evacuateAll(ctx)
 		}
 		s.evacuateLeft(ctx)
 		s.closeSome()
@@ -70,7 +66,7 @@ func (s *Store) renewActive() {
 	s.mu.Lock()
 	g := s.active
 	s.mu.Unlock()
-	if g != nil && (g.seq.Load() == 0 || !g.olderThan(sealAge)) {
+	if g != nil && (g.seq.Load() == 0 || !g.olderThan(s.tune.sealAge)) {
 		return
 	}
 	if _, err := s.roll(g); err != nil {
@@ -91,7 +87,7 @@ func (s *Store) closeSome() {
 		if s.isActive(g) {
 			continue
 		}
-		switch g.closable() {
+		switch g.closable(s.tune.idleClose) {
 		case closeNow:
 			s.closeGeneration(g)
 		case closeMaybe:
@@ -112,7 +108,7 @@ const (
 	closeNow
 )
 
-func (g *generation) closable() closability {
+func (g *generation) closable(idle time.Duration) closability {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -122,7 +118,7 @@ func (g *generation) closable() closability {
 		return closeNot // its copy in memory is the best there is
 	case g.db.big && g.live.Load() > 0:
 		return closeNow
-	case time.Since(g.touched) > idleClose:
+	case time.Since(g.touched) > idle:
 		return closeNow
 	}
 	return closeMaybe
@@ -141,13 +137,13 @@ func (s *Store) closeGeneration(g *generation) {
 }
 
 // evacuateAll copies what lives out of generations that are mostly done, so that a few stragglers don't pin the disk.
-func (s *Store) evacuateAll(ctx context.Context, idle time.Duration) {
+func (s *Store) evacuateAll(ctx context.Context) {
 	content := s.contentByGeneration()
 	for _, g := range s.snapshot() {
 		if ctx.Err() != nil {
 			return
 		}
-		if s.isActive(g) || g.live.Load() == 0 || g.damaged.Load() || time.Since(g.lastUse()) < idle {
+		if s.isActive(g) || g.live.Load() == 0 || g.damaged.Load() || time.Since(g.lastUse()) < s.tune.evacuateIdle {
 			continue
 		}
 		if content[g.num]*evacuateShare < diskUsed(g.dir) {

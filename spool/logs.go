@@ -3,15 +3,12 @@ package spool
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"understudy/internal/mta"
 )
@@ -168,27 +165,26 @@ func monstrous(b []byte) bool {
 	return m > 0 && uint64(uint32(vlen)) > maxLogValue
 }
 
-// saveLogs copies the logs of a generation that was not closed aside, and tells what replaying them will miss. It
-// returns the folder of the copies, and whether they should be kept.
-func (s *Store) saveLogs(g *generation) (dir string, keep bool, err error) {
+// saveLogs copies the logs of a generation that was not closed aside, tells what replaying them will miss, and reports
+// whether the copies should be kept.
+func (s *Store) saveLogs(g *generation, aside string) (keep bool, err error) {
 	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem"))
-	if err != nil || len(logs) == 0 {
-		return "", false, err
+	if err != nil {
+		return false, err
 	}
-	dir = filepath.Join(s.dir, asideDir, fmt.Sprintf("%s-%s", generationName(g.num), time.Now().UTC().Format("20060102T150405.000")))
 	for _, path := range logs {
-		r, err := s.saveLog(path, dir)
+		r, err := s.saveLog(path, aside)
 		if err != nil {
-			return dir, true, err
+			return true, err
 		}
-		keep = s.tellLog(g, dir, r) || keep
-		if r.monstrous && keep {
+		keep = s.tellLog(g, aside, r) || keep
+		if r.monstrous {
 			if err := os.Truncate(path, r.end); err != nil { // where Badger would cut it too; the copy has the rest
-				return dir, true, err
+				return true, err
 			}
 		}
 	}
-	return dir, keep, nil
+	return keep, nil
 }
 
 func (s *Store) saveLog(path, dir string) (logReport, error) {
@@ -245,56 +241,4 @@ func joinIDs(ids []mta.ID) string {
 		list = append(list, fmt.Sprintf("and %d more", len(ids)-most))
 	}
 	return strings.Join(list, " ")
-}
-
-// checkTables refuses table files whose footer Badger would follow to the end of the process.
-func checkTables(dir string) error {
-	tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
-	if err != nil {
-		return err
-	}
-	for _, path := range tables {
-		if err := checkTable(path); err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrDamaged, path, err)
-		}
-	}
-	return nil
-}
-
-// checkTable walks the footer: index, its length, its checksum, the checksum's length. Badger verifies what they say.
-func checkTable(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	at := fi.Size()
-	length := func() (int64, error) {
-		var b [4]byte
-		if at -= 4; at < 0 {
-			return 0, io.ErrUnexpectedEOF
-		}
-		if _, err := f.ReadAt(b[:], at); err != nil {
-			return 0, err
-		}
-		return int64(binary.BigEndian.Uint32(b[:])), nil
-	}
-	for _, what := range []struct {
-		name  string
-		least int64
-		most  int64
-	}{{"checksum", 1, 64}, {"index", 8, fi.Size()}} {
-		n, err := length()
-		if err != nil {
-			return err
-		}
-		if at -= n; n < what.least || n > what.most || at < 0 {
-			return errors.New(what.name + " has an impossible length")
-		}
-	}
-	return nil
 }

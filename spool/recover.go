@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sync/errgroup"
@@ -128,11 +129,6 @@ func (s *Store) identify(dir string, num uint32) (*generation, error) {
 	return newGeneration(dir, info, key), nil
 }
 
-func isEmptyFolder(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "MANIFEST"))
-	return errors.Is(err, os.ErrNotExist)
-}
-
 // breakGeneration tells of a generation that can't be opened. Nothing in it is touched.
 func (s *Store) breakGeneration(dir string, err error) {
 	s.stats.damaged.Inc()
@@ -173,7 +169,11 @@ func hasLogs(dir string) bool {
 }
 
 func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
-	if err := checkTables(g.dir); err != nil {
+	orphans, err := inspect(g.dir)
+	if err == nil && len(orphans) > 0 {
+		err = fmt.Errorf("%w: MANIFEST does not name %s", errNotBadger, orphans)
+	}
+	if err != nil {
 		return err
 	}
 	log := crier{s.log, func(error) {}}
@@ -192,7 +192,16 @@ func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
 }
 
 func (s *Store) recoverUnclean(g *generation) error {
-	aside, keep, err := s.saveLogs(g)
+	orphans, err := inspect(g.dir)
+	if err != nil {
+		return err
+	}
+	aside := filepath.Join(s.dir, asideDir, generationName(g.num)+"-"+time.Now().UTC().Format("20060102T150405.000"))
+	keep, err := s.saveOrphans(g, orphans, aside)
+	if err != nil {
+		return err
+	}
+	keepLogs, err := s.saveLogs(g, aside)
 	if err != nil {
 		s.log.Warn("logs not copied aside before they are replayed", slog.String("dir", g.dir), slog.Any("err", err))
 	}
@@ -208,10 +217,10 @@ func (s *Store) recoverUnclean(g *generation) error {
 		s.damagedGeneration(g, err)
 		keep = true
 	}
-	if aside != "" && !keep {
-		return os.RemoveAll(aside)
+	if keep || keepLogs {
+		return nil
 	}
-	return nil
+	return os.RemoveAll(aside)
 }
 
 // damagedGeneration tells of a generation that can be read only in part. It is never removed.

@@ -144,7 +144,7 @@ func dropOtherStates(dir, keep string, log *slog.Logger) error {
 }
 
 func openStateBadger(dir string, key []byte, log *slog.Logger) (*badger.DB, error) {
-	if err := checkTables(dir); err != nil {
+	if _, err := inspect(dir); err != nil {
 		return nil, err
 	}
 	o := badger.DefaultOptions(dir).

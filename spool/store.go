@@ -26,6 +26,7 @@ type Store struct {
 	flock *os.File // the folder is ours while it is open
 	keys  *keyring
 	space *space
+	tune  tuning
 
 	mu     sync.Mutex // guards gens, next, active and overrides
 	gens   map[uint32]*generation
@@ -56,7 +57,7 @@ const (
 // Open opens the spool in cfg.Dir, creates it if it is not there, and recovers what a crash left: when it returns,
 // every message that got a 250 is in the index again.
 func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Store, error) {
-	s, err := open(ctx, cfg, log, newMetrics(reg))
+	s, err := open(ctx, cfg, log, newMetrics(reg), defaultTuning())
 	if err != nil {
 		return nil, fmt.Errorf("spool: open %s: %w", cfg.Dir, err)
 	}
@@ -64,13 +65,13 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	return s, nil
 }
 
-func open(ctx context.Context, cfg Config, log *slog.Logger, stats *metrics) (*Store, error) {
+func open(ctx context.Context, cfg Config, log *slog.Logger, stats *metrics, tune tuning) (*Store, error) {
 	keys, err := loadKeys(cfg)
 	if err != nil {
 		return nil, err
 	}
 	s := &Store{
-		dir: cfg.Dir, keys: keys, gens: make(map[uint32]*generation), next: 1,
+		dir: cfg.Dir, keys: keys, tune: tune, gens: make(map[uint32]*generation), next: 1,
 		overrides: make(map[loc][]byte), work: make(chan struct{}, 1),
 		space: &space{dir: cfg.Dir, reserve: int64(cfg.Reserve), percent: cfg.ReservePercent, ballast: int64(cfg.Ballast), log: log},
 	}
@@ -361,7 +362,7 @@ func (s *Store) create(num uint32) (g *generation, err error) {
 		return nil, err
 	}
 	g = newGeneration(dir, info, s.keys.key)
-	d, err := openDatabase(dir, memtable, g.key, s.log, s.stats)
+	d, err := s.openDatabase(dir, memtable, g.key)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,40 @@
+package spool
+
+import (
+	"fmt"
+	"os"
+	"testing"
+)
+
+// childEnv names what a test binary that was started by a test is to do instead of testing.
+const childEnv = "UNDERSTUDY_SPOOL_CHILD"
+
+// children are programs that tests kill, starve and trace.
+var children = map[string]func(dir string) error{
+	"load":  childLoad,
+	"once":  childOnce,
+	"group": childGroup,
+	"full":  childFull,
+	"files": childFiles,
+	"scan":  childScan,
+}
+
+func TestMain(m *testing.M) {
+	name := os.Getenv(childEnv)
+	if name == "" {
+		os.Exit(m.Run())
+	}
+	if err := children[name](os.Args[len(os.Args)-1]); err != nil {
+		fmt.Fprintln(os.Stderr, "child:", err)
+		os.Exit(3)
+	}
+	os.Exit(0)
+}
+
+// proofs skips a test that needs root or tools, unless they are required.
+func proofs(t testing.TB) {
+	t.Helper()
+	if os.Getenv("UNDERSTUDY_PROOFS") == "" {
+		t.Skip("needs root, strace and mount: set UNDERSTUDY_PROOFS=1")
+	}
+}
