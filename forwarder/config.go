@@ -27,8 +27,33 @@ type Config struct {
 	Poll time.Duration `yaml:"poll"`
 	// How long a stop waits for replies to what was sent.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
+	// How old mail may become before it is put into quarantine, where it stays until an operator decides.
+	Expire time.Duration `yaml:"expire"`
+	// Most messages, and octets of content, a second to one route. 0: no limit.
+	MessagesPerSecond float64  `yaml:"messages_per_second"`
+	BytesPerSecond    mta.Size `yaml:"bytes_per_second"`
+	// What makes the breaker open.
+	Breaker Breaker `yaml:"breaker"`
+	// Tell primaries of clients with private and loopback addresses too. For tests only: such an address can be one that the
+	// primary trusts.
+	AllowPrivateClients bool `yaml:"allow_private_clients"`
 	// Addresses to connect from, at most one IPv4 and one IPv6. None: the system chooses.
 	Source []string `yaml:"source"`
+}
+
+// Breaker says when a primary that has just come back refuses for good far more than it should: a server that was restored
+// with an empty user table must not cost one message. The drain stops then, what was refused goes back to the queue, and an
+// alert goes out.
+type Breaker struct {
+	// The share of recipients that are refused, 0 to 1, above which it opens. Refusals of content, which spam may
+	// deserve, count for a third.
+	Share float64 `yaml:"share"`
+	// After how many recipients the share counts.
+	Results int `yaml:"results"`
+	// So many refusals, right at the start and without one recipient taken, open it too.
+	Streak int `yaml:"streak"`
+	// How long until it is tried again. 0: only when an operator says so.
+	RetryAfter time.Duration `yaml:"retry_after"`
 }
 
 // DefaultConfig is what an absent section means.
@@ -43,6 +68,8 @@ func DefaultConfig() Config {
 		Memory:          64 * mta.MiB,
 		Poll:            5 * time.Second,
 		ShutdownGrace:   30 * time.Second,
+		Expire:          30 * 24 * time.Hour,
+		Breaker:         Breaker{Share: 0.2, Results: 20, Streak: 5, RetryAfter: 15 * time.Minute},
 	}
 }
 
@@ -63,15 +90,16 @@ func (c *Config) Validate() []mta.Fault {
 	add(c.Memory < mta.MiB, "memory", "%s: must be at least 1MiB", c.Memory)
 	add(c.Poll < 100*time.Millisecond, "poll", "%s: must be at least 100ms", c.Poll)
 	add(c.ShutdownGrace < 0, "shutdown_grace", "%s: must not be negative", c.ShutdownGrace)
+	add(c.Expire < time.Hour, "expire", "%s: must be at least 1h", c.Expire)
+	add(c.MessagesPerSecond < 0, "messages_per_second", "%v: must not be negative", c.MessagesPerSecond)
+	add(c.BytesPerSecond < 0, "bytes_per_second", "%s: must not be negative", c.BytesPerSecond)
+	add(c.Breaker.Share <= 0 || c.Breaker.Share > 1, "breaker.share", "%v: must be above 0, at most 1", c.Breaker.Share)
+	add(c.Breaker.Results < 1, "breaker.results", "%d: must be at least 1", c.Breaker.Results)
+	add(c.Breaker.Streak < 1, "breaker.streak", "%d: must be at least 1", c.Breaker.Streak)
+	add(c.Breaker.RetryAfter < 0, "breaker.retry_after", "%s: must not be negative", c.Breaker.RetryAfter)
 	for i, s := range c.Source {
 		_, err := netip.ParseAddr(s)
 		add(err != nil, fmt.Sprintf("source[%d]", i), "%q: is not an IP address", s)
 	}
 	return faults
 }
-
-// Domain is what the config says of the outbound side of one mail domain.
-type Domain struct{}
-
-// Validate tells every fault.
-func (d *Domain) Validate() []mta.Fault { return nil }

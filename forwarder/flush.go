@@ -30,14 +30,11 @@ type flush struct {
 func (f *Forwarder) Flush(_ context.Context, dest string, id mta.ID) {
 	f.mu.Lock()
 	f.wishes = append(f.wishes, wish{dest: dest, id: id})
-	for _, t := range f.troubles {
-		t.pause(time.Time{})
+	for _, h := range f.hosts {
+		h.pause(time.Time{})
 	}
 	f.mu.Unlock()
-	select {
-	case f.kick <- struct{}{}:
-	default:
-	}
+	f.nudge()
 }
 
 type wish struct {

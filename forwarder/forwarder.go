@@ -45,10 +45,14 @@ type Forwarder struct {
 	active   map[string]*route // that have work, by name
 	homes    map[string]home   // by destination
 	looking  map[string]struct{}
-	troubles map[string]*trouble // by primary
-	flushes  map[string]*flush   // by destination
+	hosts    map[string]*host  // by primary
+	flushes  map[string]*flush // by destination
 	wishes   []wish
 	suspects map[mta.ID]int
+	fresh    map[string][]mta.ID // by destination
+	freshN   int
+	ours     map[netip.Addr]bool // addresses of this host
+	oursAt   time.Time
 }
 
 // home is where a destination's mail goes, as of a time.
@@ -70,7 +74,7 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
 		memory: semaphore.NewWeighted(int64(cfg.Memory)),
 		kick:   make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
 		cfg: cfg, domains: domains, active: make(map[string]*route), homes: make(map[string]home), looking: make(map[string]struct{}),
-		troubles: make(map[string]*trouble), flushes: make(map[string]*flush), suspects: make(map[mta.ID]int),
+		hosts: make(map[string]*host), flushes: make(map[string]*flush), suspects: make(map[mta.ID]int), fresh: make(map[string][]mta.ID),
 	}
 	dialer := *d.Dialer
 	for _, s := range cfg.Source {
@@ -142,6 +146,7 @@ func (f *Forwarder) dispatch(ctx, work context.Context, routes *sync.WaitGroup) 
 			for _, dest := range f.grant(ctx) {
 				d.enlist(dest)
 			}
+			d.scan()
 		case <-poll.C:
 			if watch == nil {
 				watch = d.watch()
@@ -158,8 +163,8 @@ func (f *Forwarder) lookAround() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.homes)
-	for name, t := range f.troubles {
-		t.look(f.health.Open(name))
+	for name, h := range f.hosts {
+		h.look(f.health.Open(name))
 	}
 }
 
@@ -260,42 +265,75 @@ func (d *dispatcher) lookup(dest string) {
 // start puts a destination to its route, if mail may be sent that way now.
 func (d *dispatcher) start(to mta.Route, dest string) {
 	f := d.f
-	if !f.anyOpen(to.Tiers) || d.ctx.Err() != nil {
+	if !f.anyUsable(to.Tiers) || d.ctx.Err() != nil {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := f.active[to.Name]
+	dom := f.domains[dest]
+	name := to.Name
+	if k := dom.key(); k != "" {
+		name += " " + k
+	}
+	r := f.active[name]
 	if r == nil {
-		r = newRoute(f, to)
-		f.active[to.Name] = r
+		r = newRoute(f, name, to, dom)
+		f.active[name] = r
 		d.routes.Go(func() { r.run(d.ctx, d.work) })
 	}
 	r.add(dest)
 }
 
-// anyOpen looks at every gate, so that one that opens later is seen to.
-func (f *Forwarder) anyOpen(tiers [][]mta.Primary) bool {
-	open := false
+// anyUsable looks at every gate, so that one that opens later is seen to, and at the breakers.
+func (f *Forwarder) anyUsable(tiers [][]mta.Primary) bool {
+	any := false
 	for _, tier := range tiers {
 		for _, p := range tier {
-			o := f.health.Open(p.String())
-			f.trouble(p.String()).look(o)
-			open = open || o
+			any = f.usable(p.String()) || any
 		}
 	}
-	return open
+	return any
 }
 
-func (f *Forwarder) trouble(primary string) *trouble {
+// usable reports that a primary may be sent mail now.
+func (f *Forwarder) usable(primary string) bool {
+	open := f.health.Open(primary)
+	h := f.host(primary)
+	h.look(open)
+	return h.admitted(time.Now(), f.config().Breaker.RetryAfter) && open
+}
+
+func (f *Forwarder) host(primary string) *host {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	t := f.troubles[primary]
-	if t == nil {
-		t = &trouble{}
-		f.troubles[primary] = t
+	h := f.hosts[primary]
+	if h == nil {
+		h = newHost(primary)
+		f.hosts[primary] = h
 	}
-	return t
+	return h
+}
+
+// Resume closes the breaker of a primary, or of all if it is empty, and reports whether one was open.
+func (f *Forwarder) Resume(primary string) bool {
+	f.mu.Lock()
+	resumed := false
+	for name, h := range f.hosts {
+		if primary == "" || primary == name {
+			resumed = h.resume() || resumed
+		}
+	}
+	f.mu.Unlock()
+	f.nudge()
+	return resumed
+}
+
+// nudge makes Run look for work.
+func (f *Forwarder) nudge() {
+	select {
+	case f.kick <- struct{}{}:
+	default:
+	}
 }
 
 // suspect counts the sessions that ended while they were busy with a message.
@@ -322,6 +360,16 @@ func (f *Forwarder) fault(ctx context.Context, what string, err error) {
 	}
 	f.m.faults.Inc()
 	f.log.LogAttrs(ctx, slog.LevelError, "forwarder fault", slog.String("at", what), slog.Any("err", err))
+}
+
+// expiry is how old a destination's mail may become.
+func (f *Forwarder) expiry(dest string) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if d := f.domains[dest].Expire; d > 0 {
+		return d
+	}
+	return f.cfg.Expire
 }
 
 // keep extends the leases of what takes long.

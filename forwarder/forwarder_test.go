@@ -174,7 +174,7 @@ func last(s []string) string {
 
 func TestAFlushTriesEachMessageOnceDueOrNot(t *testing.T) {
 	p := started(t, nil)
-	p.On(testkit.AtRCPT, testkit.Say("450 4.2.0 later"))
+	p.On(testkit.AtRCPT, testkit.Say("450 4.2.0 greylisted, come back in 60 seconds"))
 	w := newWorld(t, "example.org", tier(p))
 	var ids []mta.ID
 	for range 150 {

@@ -14,6 +14,9 @@ type job struct {
 	msg   smtpc.Message
 	route *route
 	flush *flush
+	key   string    // of the sessions that may carry it
+	peer  *mta.Peer // whom the primary is told of; nil: nobody
+	fresh bool      // it goes before the backlog
 	until time.Time // end of the lease; guarded by leases.mu
 }
 

@@ -24,12 +24,12 @@ func (r *route) load(ctx context.Context) {
 		if !ok {
 			return
 		}
-		leases, err := r.claim(ctx, dest, n)
+		leases, fresh, err := r.claim(ctx, dest, n)
 		if err != nil {
 			r.f.fault(ctx, "spool: claim", err)
 		}
 		if len(leases) > 0 {
-			r.stock(ctx, leases)
+			r.stock(ctx, leases, fresh)
 		}
 		r.turned(dest, len(leases) == 0)
 	}
@@ -55,12 +55,7 @@ func (r *route) turn() (dest string, n int, ok bool) {
 func (r *route) turned(dest string, empty bool) {
 	r.mu.Lock()
 	r.loading = false
-	for i, d := range r.ring {
-		if d == dest {
-			r.ring = append(r.ring[:i], r.ring[i+1:]...)
-			break
-		}
-	}
+	r.ring = r.ring[1:] // only the loader takes from the front
 	if empty && !r.again[dest] {
 		delete(r.again, dest)
 	} else {
@@ -70,21 +65,32 @@ func (r *route) turned(dest string, empty bool) {
 	r.signal()
 }
 
-func (r *route) claim(ctx context.Context, dest string, n int) ([]mta.Lease, error) {
+// claim leases what a flush wants, or else what is fresh and then the oldest that is due; fresh counts the former.
+func (r *route) claim(ctx context.Context, dest string, n int) (leases []mta.Lease, fresh int, err error) {
 	if fl := r.f.flushing(dest); fl != nil {
-		leases, err := fl.claim(ctx, r.f.q, dest, n)
+		leases, err = fl.claim(ctx, r.f.q, dest, n)
 		if len(leases) > 0 || err != nil {
-			return leases, err
+			return leases, 0, err
 		}
 	}
-	return r.f.q.Claim(ctx, mta.ClaimRequest{Dest: dest, Max: n, Lease: leaseTime})
+	for _, id := range r.takeFresh(dest) {
+		l, err := r.f.q.Claim(ctx, mta.ClaimRequest{Dest: dest, ID: id, Max: 1, Lease: leaseTime})
+		if err != nil {
+			return leases, len(leases), err
+		}
+		leases = append(leases, l...)
+	}
+	fresh = len(leases)
+	due, err := r.f.q.Claim(ctx, mta.ClaimRequest{Dest: dest, Max: n, Lease: leaseTime})
+	return append(leases, due...), fresh, err
 }
 
 // stock makes jobs of leases, reads their contents, and puts them on the shelf in their order.
-func (r *route) stock(ctx context.Context, leases []mta.Lease) {
+func (r *route) stock(ctx context.Context, leases []mta.Lease, fresh int) {
 	jobs := make([]*job, len(leases))
 	for i := range leases {
 		jobs[i] = r.newJob(leases[i])
+		jobs[i].fresh = i < fresh
 		r.f.out.add(jobs[i])
 	}
 	r.mu.Lock()
@@ -106,7 +112,7 @@ func (r *route) stock(ctx context.Context, leases []mta.Lease) {
 	open := r.open
 	for _, j := range jobs {
 		if open && j != nil {
-			r.shelf.put("", j)
+			r.shelf.put(j, j.fresh)
 		}
 	}
 	if open {
@@ -132,6 +138,7 @@ func compact(jobs []*job) []*job {
 func (r *route) newJob(l mta.Lease) *job {
 	j := &job{lease: l, route: r, flush: r.f.flushing(l.Dest)}
 	j.msg = smtpc.Message{From: l.Envelope.From, Params: l.Envelope.Params, Size: l.Size, Tag: j}
+	j.key, j.peer = r.identity(l.Envelope)
 	j.msg.Rcpts = make([]mta.Recipient, len(l.Rcpts))
 	for i := range l.Rcpts {
 		j.msg.Rcpts[i] = l.Rcpts[i].Recipient

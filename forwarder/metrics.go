@@ -10,6 +10,7 @@ type metrics struct {
 	delay    prometheus.Histogram
 	settle   prometheus.Histogram
 	faults   prometheus.Counter
+	trips    prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, f *Forwarder) *metrics {
@@ -32,11 +33,14 @@ func newMetrics(reg prometheus.Registerer, f *Forwarder) *metrics {
 			Name: "understudy_forwarder_faults_total", Help: "Troubles of our own that made mail wait.",
 		}),
 	}
+	m.trips = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "understudy_forwarder_breaker_trips_total", Help: "Times that a primary which came back refused so much that its drain was stopped.",
+	})
 	running := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "understudy_forwarder_sessions", Help: "Sessions with primaries now.",
 	}, func() float64 { return float64(f.sessions()) })
 	if reg != nil {
-		reg.MustRegister(m.results, m.sessions, m.delay, m.settle, m.faults, running)
+		reg.MustRegister(m.results, m.sessions, m.delay, m.settle, m.faults, m.trips, running)
 	}
 	return m
 }

@@ -18,12 +18,15 @@ type plan struct {
 
 // try is what is known of one try.
 type try struct {
-	lease    *mta.Lease
-	primary  string
-	result   smtpc.Result
-	suspects int // sessions that ended while they were busy with this very message, this one included
-	now      time.Time
-	jitter   float64
+	lease   *mta.Lease
+	primary string
+	result  smtpc.Result
+	// identified tells that the primary took the true client for the one it talks to, so that MAIL was judged by its rules.
+	identified bool
+	expire     time.Duration // how old the message may become
+	suspects   int           // sessions that ended while they were busy with this very message, this one included
+	now        time.Time
+	jitter     float64
 }
 
 // decide tells what becomes of a delivery after a try. It is all of the forwarder's judgement in one place.
@@ -45,8 +48,9 @@ func (c *Config) decide(t try) plan {
 func (c *Config) answered(t try) plan {
 	var p plan
 	delivered, tooMany, deferred := false, false, false
+	var grey time.Duration
 	for i, a := range t.result.Rcpts {
-		out, alert := outcome(a)
+		out, alert := outcome(a, t.identified)
 		if alert {
 			p.alert = "refused for good before any recipient was named, which no message is returned for"
 		}
@@ -55,6 +59,7 @@ func (c *Config) answered(t try) plan {
 			delivered = true
 		case mta.Deferred:
 			deferred = true
+			grey = max(grey, greyWait(a.Reply))
 			tooMany = tooMany || a.Step == smtpc.StepRCPT && (a.Reply.Code == 452 || a.Reply.Code == 552)
 		}
 		p.results = append(p.results, mta.RcptResult{N: t.lease.Rcpts[i].N, Outcome: out, Reply: a.Reply, Primary: t.primary})
@@ -66,11 +71,37 @@ func (c *Config) answered(t try) plan {
 	if delivered && tooMany { // RFC 5321, 4.5.3.1.10: the rest goes in another transaction
 		p.next = time.Time{}
 	}
+	if grey > 0 {
+		p.next = t.now.Add(min(max(grey, c.RetryMin), c.RetryMax))
+	}
+	return c.expired(t, p)
+}
+
+// expired ends what has waited too long, and was tried once more in vain.
+func (c *Config) expired(t try, p plan) plan {
+	if t.expire <= 0 || t.now.Sub(t.lease.Envelope.Received) < t.expire {
+		return p
+	}
+	for i := range p.results {
+		if r := &p.results[i]; r.Outcome == mta.Deferred {
+			r.Outcome, r.Reply = mta.Quarantined, expiredReply(t.expire, r.Reply)
+		}
+	}
+	p.alert = "expired"
 	return p
 }
 
+// expiredReply says that a message was not delivered in time, and what the primary said last.
+func expiredReply(after time.Duration, last mta.Reply) mta.Reply {
+	text := "not delivered within " + after.String()
+	if last.Code != 0 {
+		text += "; the last reply was: " + last.String()
+	}
+	return *mta.NewReply(554, "5.4.7", "%s", text)
+}
+
 // outcome is what one reply means for its recipient; alert tells that it was none of the recipient's fault.
-func outcome(a smtpc.Answer) (o mta.Outcome, alert bool) {
+func outcome(a smtpc.Answer, identified bool) (o mta.Outcome, alert bool) {
 	switch {
 	case a.Step == smtpc.StepFinal && a.Reply.Code/100 == 2:
 		return mta.Delivered, false
@@ -80,7 +111,7 @@ func outcome(a smtpc.Answer) (o mta.Outcome, alert bool) {
 		return mta.Deferred, true
 	case a.Step == smtpc.StepMAIL && a.Reply.Code == 552: // too big: the message's own
 		return mta.Quarantined, false
-	case a.Step == smtpc.StepMAIL: // on our own session this is a word about us
+	case a.Step == smtpc.StepMAIL && !identified: // on our own session this is a word about us
 		return mta.Deferred, true
 	case a.Step == smtpc.StepRCPT && a.Reply.Code == 552 && (a.Reply.Enhanced == "" || a.Reply.Enhanced == "5.5.3"):
 		return mta.Deferred, false // too many recipients, in the words of old servers (RFC 5321, 4.5.3.1.10)

@@ -3,11 +3,11 @@ package forwarder
 import (
 	"context"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
 	"understudy/internal/mta"
+	"understudy/internal/smtpc"
 )
 
 const (
@@ -22,13 +22,15 @@ type route struct {
 	f     *Forwarder
 	name  string
 	tiers [][]mta.Primary
-	wake  chan struct{} // something changed that run looks at; holds one
+	dom   Domain          // settings of its domains
+	tls   smtpc.TLSPolicy // set by run
+	wake  chan struct{}   // something changed that run looks at; holds one
 
 	mu       sync.Mutex
-	cond     *sync.Cond // the loader waits here
-	ring     []string   // destinations to claim from, the next one first
-	again    map[string]bool
-	added    bool // a destination came since run looked
+	cond     *sync.Cond      // the loader waits here
+	ring     []string        // destinations to claim from, the next one first
+	again    map[string]bool // those in the ring; true: something came while it had its turn
+	added    bool            // a destination came since run looked
 	shelf    shelf
 	more     chan struct{} // closed when something is put on the shelf
 	out      int           // jobs claimed and not settled
@@ -41,12 +43,18 @@ type route struct {
 	dialing  map[string]int      // of sessions, those being opened, by key
 	busy     map[mta.Primary]int // sessions
 	last     time.Time           // a message was taken
+	opened   time.Time           // when the gate did
+	messages pace
+	bytes    pace
 }
 
-func newRoute(f *Forwarder, to mta.Route) *route {
+// newRoute makes the route of a destination; f.mu is held.
+func newRoute(f *Forwarder, name string, to mta.Route, dom Domain) *route {
 	r := &route{
-		f: f, name: to.Name, tiers: to.Tiers, wake: make(chan struct{}, 1), more: make(chan struct{}), again: make(map[string]bool),
-		ramp: newRamp(f.cfg.Sessions), live: make(map[*session]struct{}), dialing: make(map[string]int), busy: make(map[mta.Primary]int), open: true,
+		f: f, name: name, tiers: to.Tiers, dom: dom, wake: make(chan struct{}, 1), more: make(chan struct{}), again: make(map[string]bool),
+		ramp: newRamp(f.cfg.Sessions), live: make(map[*session]struct{}), dialing: make(map[string]int), busy: make(map[mta.Primary]int),
+		open: true, opened: time.Now(),
+		messages: pace{rate: f.cfg.MessagesPerSecond}, bytes: pace{rate: float64(f.cfg.BytesPerSecond)},
 	}
 	r.cond = sync.NewCond(&r.mu)
 	return r
@@ -55,7 +63,7 @@ func newRoute(f *Forwarder, to mta.Route) *route {
 // add puts a destination into the ring. f.mu is held, so that the route can't end meanwhile.
 func (r *route) add(dest string) {
 	r.mu.Lock()
-	if !slices.Contains(r.ring, dest) {
+	if _, there := r.again[dest]; !there {
 		r.ring = append(r.ring, dest)
 	}
 	r.again[dest] = true // a claim that is under way may have missed what is new
@@ -76,6 +84,12 @@ func (r *route) signal() {
 func (r *route) run(ctx, work context.Context) {
 	var started sync.WaitGroup
 	defer started.Wait()
+	var err error
+	if r.tls, err = r.f.policy(&r.dom); err != nil {
+		r.f.fault(ctx, "tls of "+r.name, err)
+		r.end()
+		return
+	}
 	started.Go(func() { r.load(work) })
 	stopped := ctx.Done()
 	timer := time.NewTimer(0)
@@ -85,7 +99,7 @@ func (r *route) run(ctx, work context.Context) {
 		r.added = false
 		r.mu.Unlock()
 		changed := r.f.health.Changed() // before looking, so that no change falls between
-		r.gate(ctx.Err() == nil && r.f.anyOpen(r.tiers))
+		r.gate(ctx.Err() == nil && r.f.anyUsable(r.tiers))
 		if wait := r.spawn(ctx, work, &started); wait > 0 {
 			timer.Reset(wait)
 		}
@@ -108,7 +122,7 @@ func (r *route) gate(open bool) {
 	was := r.open
 	r.open = open
 	if open && !was {
-		r.ramp = newRamp(r.ramp.most)
+		r.ramp, r.opened = newRamp(r.f.config().Sessions), time.Now()
 	}
 	for s := range r.live {
 		if !open || !r.f.health.Open(s.name) {
@@ -168,20 +182,48 @@ func (r *route) giveBack(jobs []*job) {
 	}
 }
 
-// over ends the route if it has nothing to do.
+// over ends the route if it has nothing to do. What the breaker holds back is then taken at its word, if the primaries are
+// still there: there were too few refusals to doubt them.
 func (r *route) over() bool {
+	r.f.mu.Lock()
+	r.mu.Lock()
+	idle := len(r.live) == 0 && !r.loading && r.shelf.n == 0
+	if r.added || !idle || r.open && len(r.ring) > 0 {
+		r.mu.Unlock()
+		r.f.mu.Unlock()
+		return false
+	}
+	r.endLocked()
+	open := r.open
+	r.mu.Unlock()
+	r.f.mu.Unlock()
+	next := time.Now().Add(r.f.config().RetryMin)
+	for _, tier := range r.tiers {
+		for _, p := range tier {
+			for _, x := range r.f.host(p.String()).unpark(r) {
+				if !open {
+					x.p = x.p.defused(next)
+				}
+				r.f.settler.put(x)
+			}
+		}
+	}
+	return true
+}
+
+// end takes the route off the list.
+func (r *route) end() {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	idle := len(r.live) == 0 && !r.loading && r.shelf.n == 0
-	if r.added || !idle || r.open && len(r.ring) > 0 {
-		return false
-	}
+	r.endLocked()
+}
+
+func (r *route) endLocked() {
 	delete(r.f.active, r.name)
 	r.done = true
 	r.cond.Broadcast()
-	return true
 }
 
 // spawn starts the sessions that are wanted and allowed. It returns how long the primaries want to be left alone, if that
@@ -189,7 +231,7 @@ func (r *route) over() bool {
 func (r *route) spawn(ctx, work context.Context, started *sync.WaitGroup) time.Duration {
 	for {
 		r.mu.Lock()
-		key, wanted := r.wanted()
+		first, wanted := r.wanted()
 		r.mu.Unlock()
 		if !wanted {
 			return 0
@@ -198,7 +240,7 @@ func (r *route) spawn(ctx, work context.Context, started *sync.WaitGroup) time.D
 		if p == nil {
 			return max(time.Until(until), time.Millisecond)
 		}
-		s := r.enter(key, *p)
+		s := r.enter(first, *p)
 		started.Go(func() {
 			s.run(ctx, work)
 			r.leave(s)
@@ -207,13 +249,13 @@ func (r *route) spawn(ctx, work context.Context, started *sync.WaitGroup) time.D
 }
 
 // enter counts a new session.
-func (r *route) enter(key string, p mta.Primary) *session {
-	s := newSession(r, key, p)
+func (r *route) enter(first *job, p mta.Primary) *session {
+	s := newSession(r, first, p)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.live[s] = struct{}{}
 	r.sessions++
-	r.dialing[key]++
+	r.dialing[s.key]++
 	r.busy[p]++
 	return s
 }
@@ -226,17 +268,17 @@ func (r *route) leave(s *session) {
 	r.signal()
 }
 
-// wanted gives the key that another session should serve; r.mu is held.
-func (r *route) wanted() (key string, ok bool) {
+// wanted gives a job whose kind wants another session; r.mu is held.
+func (r *route) wanted() (*job, bool) {
 	if !r.open || r.sessions >= r.ramp.limit {
-		return "", false
+		return nil, false
 	}
 	for _, k := range r.shelf.keys {
-		if len(r.shelf.groups[k]) > perSession*r.dialing[k] {
-			return k, true
+		if g := r.shelf.groups[k]; len(g) > perSession*r.dialing[k] {
+			return g[0], true
 		}
 	}
-	return "", false
+	return nil, false
 }
 
 // pick chooses a primary: of the best tier that has one whose gate is open and that is not to be left alone, the one with
@@ -246,10 +288,10 @@ func (r *route) pick(now time.Time) (*mta.Primary, time.Time) {
 	for _, tier := range r.tiers {
 		var best []mta.Primary
 		for _, p := range tier {
-			if !r.f.health.Open(p.String()) {
+			if !r.f.usable(p.String()) {
 				continue
 			}
-			if until := r.f.trouble(p.String()).pausing(); until.After(now) {
+			if until := r.f.host(p.String()).pausing(); until.After(now) {
 				if again.IsZero() || until.Before(again) {
 					again = until
 				}

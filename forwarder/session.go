@@ -17,16 +17,19 @@ const (
 	learnFrom = 10          // messages that a session must have had for its 421 to be a limit of messages
 )
 
-// session feeds one session with the jobs of one key. It is the smtpc.Source.
+// session feeds one session with jobs of one key. It is the smtpc.Source.
 type session struct {
 	r       *route
 	key     string
+	peer    *mta.Peer // whom it speaks for; nil: nobody
 	primary mta.Primary
 	name    string // of the primary
-	t       *trouble
+	host    *host
 	cfg     Config
 
-	given int // messages; the writer's
+	given      int  // messages; the writer's
+	any        bool // jobs of every key will do: the primary is told of no client
+	identified bool // the primary believes that it talks to peer
 
 	off     bool // written off; under route.mu
 	dialing bool // being opened; under route.mu
@@ -37,22 +40,22 @@ type session struct {
 	doubted bool // something was left unanswered after its content was written
 }
 
-func newSession(r *route, key string, p mta.Primary) *session {
-	s := &session{r: r, key: key, primary: p, name: p.String(), cfg: r.f.config(), dialing: true}
-	s.t = r.f.trouble(s.name)
-	return s
+func newSession(r *route, first *job, p mta.Primary) *session {
+	return &session{r: r, key: first.key, peer: first.peer, primary: p, name: p.String(), host: r.f.host(p.String()), cfg: r.f.config(), dialing: true}
 }
 
 // run opens the session and keeps it busy until it ends. ctx ends what has not begun, work all.
 func (s *session) run(ctx, work context.Context) {
 	f := s.r.f
-	conn, err := f.dialer.DialWith(ctx, s.primary, smtpc.Options{})
+	conn, err := f.dialer.DialWith(ctx, s.primary, smtpc.Options{
+		LMTP: s.r.dom.LMTP, TLS: s.r.tls, Client: s.peer, Proxy: s.r.proxies(),
+	})
 	s.r.mu.Lock()
 	s.r.connected(s)
 	s.r.mu.Unlock()
 	if err == nil {
-		f.log.LogAttrs(work, slog.LevelDebug, "session", slog.String("primary", s.name), slog.Bool("tls", conn.TLS() != nil))
-		err = conn.Stream(work, s, smtpc.StreamOptions{Method: s.t.method(time.Now()), Window: s.cfg.Window, Start: s.t.start()})
+		s.met(work, conn)
+		err = conn.Stream(work, s, smtpc.StreamOptions{Method: s.host.method(time.Now()), Window: s.cfg.Window, Start: s.host.start()})
 	}
 	if ctx.Err() != nil && err != nil {
 		f.m.sessions.WithLabelValues("stopped").Inc()
@@ -61,63 +64,115 @@ func (s *session) run(ctx, work context.Context) {
 	s.ended(work, err)
 }
 
-// Next gives the oldest job of the key. nil ends the session: the gate closed, it had its share, too many run, or nothing
-// came for a while.
+// met takes note of what a session that was opened is like.
+func (s *session) met(ctx context.Context, conn *smtpc.Conn) {
+	s.identified = conn.Identified()
+	s.any = s.key == "" && s.peer == nil && s.r.dom.ClientIdentity == "headers" ||
+		!s.identified && !s.r.proxies() && len(conn.Caps().XCLIENT) == 0
+	log := s.r.f.log
+	if s.host.met(conn) {
+		log.LogAttrs(ctx, slog.LevelWarn, "tls downgrade", slog.String("primary", s.name), slog.Any("err", conn.TLSError()))
+	}
+	if err := conn.ClientError(); err != nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "true client refused", slog.String("primary", s.name), slog.String("peer", s.peer.Addr.String()), slog.Any("err", err))
+	}
+	log.LogAttrs(ctx, slog.LevelDebug, "session", slog.String("primary", s.name), slog.Bool("tls", conn.TLS() != nil), slog.Bool("identified", s.identified))
+}
+
+// Next gives the oldest job of the key. nil ends the session: the gate closed, it had its share, too many run, others
+// wait for a session of their own, or nothing came for a while.
 func (s *session) Next(ctx context.Context, wait bool) *smtpc.Message {
 	var idle *time.Timer
 	for {
-		j, more, over := s.take()
+		j, n := s.take(time.Now())
 		switch {
 		case j != nil:
 			s.given++
 			return &j.msg
-		case over || !wait:
+		case n.over || !wait:
 			return nil
 		}
 		if idle == nil {
 			idle = time.NewTimer(s.cfg.Idle)
 			defer idle.Stop()
 		}
-		select {
-		case <-more:
-		case <-idle.C:
-			return nil
-		case <-ctx.Done():
+		if n.pause > 0 {
+			n.more = nil
+			idle.Reset(s.cfg.Idle + n.pause)
+		}
+		if !n.await(ctx, idle) {
 			return nil
 		}
 	}
 }
 
-// take gives a job, or what to wait for, or that the session is to end.
-func (s *session) take() (j *job, more <-chan struct{}, over bool) {
+// none says why there is no job: what to wait for, or that the session is to end.
+type none struct {
+	more  <-chan struct{}
+	pause time.Duration
+	over  bool
+}
+
+// await returns true when it is worth to look again.
+func (n *none) await(ctx context.Context, idle *time.Timer) bool {
+	var paused <-chan time.Time
+	if n.pause > 0 {
+		t := time.NewTimer(n.pause)
+		defer t.Stop()
+		paused = t.C
+	}
+	select {
+	case <-n.more:
+		return true
+	case <-paused:
+		return true
+	case <-idle.C:
+		return false
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// take gives a job, or says why not.
+func (s *session) take(now time.Time) (*job, none) {
 	r := s.r
+	busy := s.host.busy(now)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.sessions > r.ramp.limit || s.given >= min(s.cfg.SessionMessages, s.t.most()) {
+	if busy || r.sessions > r.ramp.limit || s.given >= min(s.cfg.SessionMessages, s.host.most()) {
 		r.writeOff(s)
 	}
 	if s.off {
-		return nil, nil, true
+		return nil, none{over: true}
 	}
-	j = r.shelf.take(s.key)
+	if pause := max(r.messages.wait(now), r.bytes.wait(now)); pause > 0 && r.shelf.n > 0 {
+		return nil, none{pause: pause}
+	}
+	j := r.shelf.take(s.key)
+	if j == nil && s.any {
+		j = r.shelf.takeAny()
+	}
 	if j == nil {
 		if r.shelf.n > 0 { // others wait for a session of their own
 			r.writeOff(s)
+			r.signal()
 		}
-		return nil, r.more, s.off
+		return nil, none{more: r.more, over: s.off}
 	}
+	r.messages.spend(now, 1)
+	r.bytes.spend(now, float64(j.lease.Size))
 	if r.shelf.n < shelfMax/2 {
 		r.cond.Signal()
 	}
-	return j, nil, false
+	return j, none{}
 }
 
 // Done takes what became of a message. It does not block: the settler stores it.
 func (s *session) Done(m *smtpc.Message, res smtpc.Result) {
 	j := m.Tag.(*job)
 	f := s.r.f
-	now := time.Now()
-	t := try{lease: &j.lease, primary: s.name, result: res, now: now, jitter: rand.Float64()}
+	t := try{lease: &j.lease, primary: s.name, identified: s.identified, result: res, now: time.Now(), jitter: rand.Float64()}
+	t.expire = f.expiry(j.lease.Dest)
 	switch {
 	case res.Fate == smtpc.Answered:
 		f.cleared(j.lease.ID)
@@ -132,8 +187,21 @@ func (s *session) Done(m *smtpc.Message, res smtpc.Result) {
 	if j.flush != nil && !p.release {
 		j.flush.done(j.lease.ID)
 	}
-	s.note(now, res, p)
-	f.settler.put(settled{j: j, p: p, took: res.Took})
+	s.note(t.now, res, p)
+	x := settled{j: j, p: p, took: res.Took}
+	if res.Fate != smtpc.Answered {
+		f.settler.put(x)
+		return
+	}
+	ready, tripped := s.host.weigh(t.now, &s.cfg, x, res.Rcpts)
+	if tripped {
+		f.m.trips.Inc()
+		f.log.LogAttrs(context.Background(), slog.LevelError, "breaker open", slog.String("primary", s.name),
+			slog.Int("refused", len(ready)), slog.String("reply", firstReply(p)), slog.Duration("retry_after", s.cfg.Breaker.RetryAfter))
+	}
+	for _, x := range ready {
+		f.settler.put(x)
+	}
 }
 
 func firstReply(p plan) string {
@@ -152,18 +220,39 @@ func (s *session) note(now time.Time, res smtpc.Result, p plan) {
 		s.doubted = true
 		s.mu.Unlock()
 	}
+	if res.Fate != smtpc.Answered {
+		return
+	}
+	deferred, grey := 0, false
 	for _, r := range p.results {
-		if r.Outcome == mta.Delivered {
+		switch r.Outcome {
+		case mta.Delivered:
 			s.took(now, res.Window)
 			return
+		case mta.Deferred:
+			deferred++
+			grey = grey || greylisting(r.Reply)
 		}
+	}
+	if grey { // it wants to see each sender again, not to be left alone
+		if s.host.greylists(now) {
+			s.r.f.log.LogAttrs(context.Background(), slog.LevelWarn, "primary greylists us", slog.String("primary", s.name), slog.String("reply", firstReply(p)))
+		}
+		return
+	}
+	if pause := s.host.deferred(now, deferred); pause > 0 {
+		s.r.mu.Lock()
+		s.r.ramp.trouble(now)
+		s.r.mu.Unlock()
+		s.r.f.log.LogAttrs(context.Background(), slog.LevelWarn, "primary defers everything", slog.String("primary", s.name),
+			slog.String("reply", firstReply(p)), slog.Duration("pause", pause))
 	}
 }
 
 // took notes that the primary took a message.
 func (s *session) took(now time.Time, window int) {
 	r := s.r
-	s.t.worked(window)
+	s.host.worked(window)
 	r.mu.Lock()
 	before := r.ramp.limit
 	r.ramp.ok()
@@ -195,7 +284,7 @@ func (s *session) ended(ctx context.Context, err error) {
 		return
 	case failed && e.Reply != nil && e.Reply.Code == 421 && s.taken >= learnFrom:
 		f.m.sessions.WithLabelValues("limit").Inc()
-		s.t.learn(s.taken)
+		s.host.learn(s.taken)
 		return
 	}
 	step := smtpc.StepNone
@@ -203,10 +292,13 @@ func (s *session) ended(ctx context.Context, err error) {
 		step = e.Step
 	}
 	f.m.sessions.WithLabelValues(step.String()).Inc()
-	if lost := errors.Is(err, smtpc.ErrOutOfStep) || errors.Is(err, smtpc.ErrGarbage); lost || s.doubted {
-		s.t.strayed(now, lost)
+	if what := smtpc.TLSFailure(err); what != "" {
+		s.host.tlsFailed(what)
 	}
-	s.t.failed(now, err)
+	if lost := errors.Is(err, smtpc.ErrOutOfStep) || errors.Is(err, smtpc.ErrGarbage); lost || s.doubted {
+		s.host.strayed(now, lost)
+	}
+	s.host.failed(now, err)
 	s.r.mu.Lock()
 	s.r.ramp.trouble(now)
 	s.r.mu.Unlock()

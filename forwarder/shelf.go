@@ -1,5 +1,7 @@
 package forwarder
 
+import "slices"
+
 // shelf holds the jobs of a route that are ready for the wire, by the key of the session that they need, each key's
 // oldest first. It takes no lock: route.mu guards it.
 type shelf struct {
@@ -8,18 +10,29 @@ type shelf struct {
 	n      int
 }
 
-func (s *shelf) put(key string, j *job) {
+// put adds a job; first puts it before the others, for mail that shall not wait behind a backlog.
+func (s *shelf) put(j *job, first bool) {
 	if s.groups == nil {
 		s.groups = make(map[string][]*job)
 	}
-	if _, ok := s.groups[key]; !ok {
-		s.keys = append(s.keys, key)
+	g, known := s.groups[j.key]
+	switch {
+	case first:
+		s.groups[j.key] = slices.Insert(g, 0, j)
+		if known {
+			s.keys = without(s.keys, j.key)
+		}
+		s.keys = slices.Insert(s.keys, 0, j.key)
+	default:
+		s.groups[j.key] = append(g, j)
+		if !known {
+			s.keys = append(s.keys, j.key)
+		}
 	}
-	s.groups[key] = append(s.groups[key], j)
 	s.n++
 }
 
-// take gives the oldest of a key, nil if there is none.
+// take gives the first of a key, nil if there is none.
 func (s *shelf) take(key string) *job {
 	g := s.groups[key]
 	if len(g) == 0 {
@@ -33,13 +46,16 @@ func (s *shelf) take(key string) *job {
 		return j
 	}
 	delete(s.groups, key)
-	for i, k := range s.keys {
-		if k == key {
-			s.keys = append(s.keys[:i], s.keys[i+1:]...)
-			break
-		}
-	}
+	s.keys = without(s.keys, key)
 	return j
+}
+
+// takeAny gives the first of the key that waits longest.
+func (s *shelf) takeAny() *job {
+	if len(s.keys) == 0 {
+		return nil
+	}
+	return s.take(s.keys[0])
 }
 
 // clear takes all.
@@ -50,4 +66,11 @@ func (s *shelf) clear() []*job {
 	}
 	*s = shelf{}
 	return all
+}
+
+func without(list []string, x string) []string {
+	if i := slices.Index(list, x); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
 }

@@ -56,13 +56,13 @@ func (r *route) status() RouteStatus {
 	}
 	r.mu.Unlock()
 	for i := range ps {
-		t := r.f.trouble(ps[i].Primary)
-		t.mu.Lock()
-		ps[i].Open, ps[i].Until = t.open, t.until
-		if t.last != nil {
-			ps[i].Failed = t.last.Error()
+		h := r.f.host(ps[i].Primary)
+		h.mu.Lock()
+		ps[i].Open, ps[i].Until = h.open, h.until
+		if h.last != nil {
+			ps[i].Failed = h.last.Error()
 		}
-		t.mu.Unlock()
+		h.mu.Unlock()
 	}
 	s.Primaries = ps
 	return s

@@ -199,7 +199,8 @@ func (w *world) eventually(what string, cond func() bool) {
 		if time.Now().After(deadline) {
 			w.log.mu.Lock()
 			defer w.log.mu.Unlock()
-			w.t.Fatalf("waited for %s\n%s", what, w.log.b.String())
+			log := w.log.b.String()
+			w.t.Fatalf("waited for %s\n%s", what, log[max(0, len(log)-4000):])
 		}
 	}
 }

@@ -28,7 +28,7 @@ func (c *Conn) ClientError() error { return c.clientErr }
 // identify replays the client by XCLIENT, where the primary grants it to us. It comes after STARTTLS, which would make
 // the primary forget it.
 func (c *Conn) identify(ctx context.Context, p *mta.Peer) error {
-	if p == nil || c.identified || !slices.Contains(c.caps.XCLIENT, "ADDR") {
+	if p == nil || c.identified || c.isItself(p) || !slices.Contains(c.caps.XCLIENT, "ADDR") {
 		return nil
 	}
 	for _, line := range xclientLines(c.caps.XCLIENT, p) {
@@ -53,6 +53,9 @@ func (c *Conn) blameClient(err error) error {
 	}
 	return &Error{Step: e.Step, Addr: e.Addr, Reply: e.Reply, Err: errors.Join(errClient, e.Err)}
 }
+
+// isItself reports that the client is the primary, which would trust itself.
+func (c *Conn) isItself(p *mta.Peer) bool { return p.Addr.Addr().Unmap() == c.addr.Addr().Unmap() }
 
 // xclientLines makes the commands: what matters least first and the address last, since a primary may believe nothing
 // more once it thinks that it talks to a stranger. Values are xtext.
@@ -115,6 +118,9 @@ func (c *Conn) proxy(ctx context.Context, p *mta.Peer) error {
 	defer stop()
 	c.block = c.limits.of(StepDial)
 	start := time.Now()
+	if p != nil && c.isItself(p) {
+		p = nil
+	}
 	c.w.Write(proxyHeader(p, c.addr))
 	err := c.w.Flush()
 	if err != nil {
