@@ -84,17 +84,18 @@ func (r *table) Route(_ context.Context, domain string) (mta.Route, error) {
 
 // world is a forwarder with all that it needs.
 type world struct {
-	t      testing.TB
-	spool  *spool.Memory
-	gates  *gates
-	routes *table
-	dialer *smtpc.Dialer
-	cfg    Config
-	log    *lines
-	f      *Forwarder
-	n      int
-	stop   func()
-	queue  Queue // instead of spool, if set
+	t       testing.TB
+	spool   *spool.Memory
+	gates   *gates
+	routes  *table
+	dialer  *smtpc.Dialer
+	cfg     Config
+	log     *lines
+	f       *Forwarder
+	n       int
+	stop    func()
+	queue   Queue // instead of spool, if set
+	domains map[string]Domain
 }
 
 // lines is a log that a test can read.
@@ -137,7 +138,7 @@ func (w *world) start() {
 	if _, ok := w.t.(*testing.B); ok {
 		level = slog.LevelWarn
 	}
-	f, err := New(w.cfg, nil, Deps{Queue: q, Routes: w.routes, Health: w.gates, Dialer: w.dialer, LeaseLost: spool.ErrLeaseLost,
+	f, err := New(w.cfg, w.domains, Deps{Queue: q, Routes: w.routes, Health: w.gates, Dialer: w.dialer, LeaseLost: spool.ErrLeaseLost,
 		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		w.t.Fatal(err)
