@@ -18,7 +18,7 @@ const generationVersion = 1
 // Files beside Badger's own in a generation's folder.
 const (
 	generationFile = "generation.json" // what it is; written before anything else
-	cleanFile      = "clean.json"      // there while the database is closed, after a close that went well
+	cleanFile      = "clean.json"      // with no log beside it: the database was closed well
 )
 
 // generationInfo is generation.json.
@@ -120,7 +120,8 @@ func (g *generation) renew(d *database) {
 	}
 }
 
-// openLocked needs g.mu. The mark of a clean close goes before anything can be written.
+// openLocked needs g.mu. The mark of a clean close goes before anything can be written, and while there is a log: so a
+// folder without mark and log is one that lost something.
 func (g *generation) openLocked(s *Store) error {
 	if _, err := inspect(g.dir); err != nil {
 		return err
@@ -134,15 +135,32 @@ func (g *generation) openLocked(s *Store) error {
 		return fmt.Errorf("open %s: %w", g.dir, err)
 	}
 	defer done()
-	if err := os.Remove(filepath.Join(g.dir, cleanFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
 	d, err := s.openDatabase(g.dir, memtable, g.key)
 	if err != nil {
 		return err
 	}
+	err = d.settleDown()
+	if err == nil {
+		err = unmark(g.dir)
+	}
+	if err != nil {
+		d.abandon()
+		return fmt.Errorf("open %s: %w", g.dir, err)
+	}
 	g.db = d
-	return d.settleDown()
+	return nil
+}
+
+// unmark takes the mark of a clean close away.
+func unmark(dir string) error {
+	err := os.Remove(filepath.Join(dir, cleanFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(dir)
 }
 
 // openNeed is what Badger's other files may take when a database is opened.
@@ -170,11 +188,12 @@ func (g *generation) closeLocked(s *Store) error {
 		return fmt.Errorf("close %s: %w", g.dir, err) // Badger's table would not fit: stay open
 	}
 	defer done()
-	g.db, g.recycle = nil, false
-	if err := d.close(); err != nil {
+	// The mark counts once the log is gone, and that is what Badger removes last.
+	if err := writeJSON(filepath.Join(g.dir, cleanFile), cleanInfo{Records: g.records.Load()}); err != nil {
 		return err
 	}
-	return writeJSON(filepath.Join(g.dir, cleanFile), cleanInfo{Records: g.records.Load()})
+	g.db, g.recycle = nil, false
+	return d.close()
 }
 
 // abandonLocked leaves the database as a crash would. It needs g.mu and no users.

@@ -41,6 +41,7 @@ type logReport struct {
 	missing   []mta.ID
 	pending   []mta.ID // messages of a commit that was not finished: no 250 was said
 	sealed    bool     // keys can't be read: encrypted
+	doubtful  bool     // the last commit is damaged, not merely unfinished
 	monstrous bool     // the entry at the end would make Badger ask for gigabytes
 }
 
@@ -123,6 +124,7 @@ func readLog(name string, b []byte) logReport {
 	if at < size {
 		r.monstrous = monstrous(b[at:size])
 		r.searchBehind(b[at:])
+		r.doubtful = r.lost == 0 && bytes.Contains(b[at:size], []byte(endKey))
 	}
 	return r
 }
@@ -222,6 +224,12 @@ func (s *Store) tellLog(g *generation, dir string, r logReport) bool {
 		s.stats.damaged.Inc()
 		s.log.Error("log is damaged: commits behind the damage are not replayed", append(attrs, slog.Int("lost", r.lost),
 			slog.String("missing", joinIDs(r.missing)), slog.String("copy", dir))...)
+		return true
+	}
+	if r.doubtful {
+		s.stats.damaged.Inc()
+		s.log.Error("the last commit of a log is damaged: if it was promised, it is lost", append(attrs,
+			slog.String("missing", joinIDs(r.pending)), slog.String("copy", dir))...)
 		return true
 	}
 	if len(r.pending) > 0 || r.size > r.end {

@@ -1,6 +1,384 @@
 package spool
 
-func childGroup(dir string) error { return nil }
-func childFull(dir string) error  { return nil }
-func childFiles(dir string) error { return nil }
-func childScan(dir string) error  { return nil }
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/internal/mta"
+)
+
+// childGroup has 50 put 20 messages each.
+func childGroup(dir string) error {
+	s, err := childOpen(dir, slow())
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for range 50 {
+		wg.Go(func() {
+			for range 20 {
+				env := testEnvelope("ann@example.org")
+				if err := s.Put(context.Background(), env, bytes.NewReader(contentOf(env.ID, 1000))); err == nil {
+					mu.Lock()
+					os.Stdout.WriteString("P " + env.ID.String() + "\n")
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+// traced runs a child under strace and returns the trace.
+func traced(t *testing.T, child, dir string, say func(string), args ...string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "trace")
+	wrap := append([]string{"strace", "-f", "-qq", "-y", "-o", out}, args...)
+	_, wait := startChild(t, child, dir, wrap, say)
+	if err := wait(); err != nil {
+		t.Fatalf("strace: %v", err)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+var (
+	syncDone = regexp.MustCompile(`fdatasync(\(\d+<[^>]*\.mem>\)| resumed>\)) += 0`)
+	saidP    = regexp.MustCompile(`write\(1<[^>]*>, "P `)
+)
+
+func TestEach250ComesAfterASyncOfTheLog(t *testing.T) {
+	proofs(t)
+	dir := t.TempDir()
+	l := newLedger()
+	trace := traced(t, "once", dir, l.hear, "-e", "trace=fdatasync,msync,fsync,write")
+	synced, said := false, 0
+	for line := range strings.SplitSeq(trace, "\n") {
+		switch {
+		case syncDone.MatchString(line):
+			synced = true
+		case saidP.MatchString(line):
+			said++
+			if !synced {
+				t.Errorf("message %d was promised without a sync", said)
+			}
+			synced = false
+		}
+	}
+	if said != 20 {
+		t.Errorf("%d promises traced, want 20", said)
+	}
+	s := openTest(t, childConfig(dir), slow())
+	defer closeTest(t, s)
+	l.check(t, s)
+}
+
+func TestFiftyCommittersShareSyncs(t *testing.T) {
+	proofs(t)
+	l := newLedger()
+	trace := traced(t, "group", t.TempDir(), l.hear, "-e", "trace=fdatasync")
+	syncs := len(syncDone.FindAllString(trace, -1))
+	if len(l.stored) != 1000 || syncs == 0 || syncs > 250 {
+		t.Errorf("%d syncs for %d messages of 50 committers", syncs, len(l.stored))
+	}
+	t.Logf("%d syncs for %d messages", syncs, len(l.stored))
+}
+
+func TestAnInjectedEIOOfTheLogsSyncIsNo250(t *testing.T) {
+	proofs(t)
+	for _, when := range []string{"8", "8+"} {
+		t.Run(when, func(t *testing.T) {
+			dir := t.TempDir()
+			l := newLedger()
+			failed := 0
+			say := func(line string) {
+				if strings.HasPrefix(line, "F ") {
+					failed++
+				} else if failed > 0 && when == "8+" {
+					t.Errorf("promised after the disk was gone: %s", line)
+				}
+				l.hear(line)
+			}
+			traced(t, "once", dir, say, "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when="+when)
+			if failed == 0 || len(l.stored) == 0 {
+				t.Errorf("%d failed, %d promised", failed, len(l.stored))
+			}
+			if when == "8" && failed != 1 {
+				t.Errorf("%d failed after one error, want 1: a new generation takes over", failed)
+			}
+			s := openTest(t, childConfig(dir), slow())
+			defer closeTest(t, s)
+			l.check(t, s)
+		})
+	}
+}
+
+// mount mounts something for a test.
+func mount(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("mount", args...).CombinedOutput(); err != nil {
+		t.Fatalf("mount %v: %v: %s", args, err, out)
+	}
+}
+
+func unmount(t *testing.T, dir string) {
+	t.Helper()
+	if out, err := exec.Command("umount", "-l", dir).CombinedOutput(); err != nil {
+		t.Errorf("umount %s: %v: %s", dir, err, out)
+	}
+}
+
+// shutdownFS cuts the power of a mounted ext4: nothing that is not on disk gets there any more.
+func shutdownFS(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const ext4Shutdown, noLogFlush = 0x8004587d, 2 // EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), ext4Shutdown, noLogFlush); err != nil {
+		t.Fatalf("shutdown ioctl: %v", err)
+	}
+}
+
+func TestPowerCutsLoseNothing(t *testing.T) {
+	proofs(t)
+	base := t.TempDir()
+	image, disk := filepath.Join(base, "image"), filepath.Join(base, "disk")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeBallast(image, 768<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+	dir := filepath.Join(disk, "spool")
+	l := newLedger()
+	for range rounds(20) {
+		mount(t, "-o", "loop", image, disk)
+		cmd, wait := startChild(t, "load", dir, nil, l.hear)
+		select {
+		case <-l.heard:
+		case <-time.After(30 * time.Second):
+			t.Error("the child does nothing")
+		}
+		<-time.After(300 * time.Millisecond)
+		shutdownFS(t, disk)
+		cmd.Process.Kill()
+		wait()
+		unmount(t, disk)
+		mount(t, "-o", "loop", image, disk)
+		s := openTest(t, childConfig(dir), slow())
+		l.check(t, s)
+		closeTest(t, s)
+		drainSome(t, l, dir)
+		unmount(t, disk)
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%d messages promised, %d settled", len(l.stored), len(l.ended))
+}
+
+// fillDisk takes all that is left, as another program would.
+func fillDisk(dir string) (string, error) {
+	path := filepath.Join(dir, "junk")
+	f, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	for b := make([]byte, 64<<10); len(b) > 0; {
+		if _, err := f.Write(b); errors.Is(err, unix.ENOSPC) {
+			b = b[:len(b)/2]
+		} else if err != nil {
+			return "", err
+		}
+	}
+	return path, nil
+}
+
+func fullConfig(dir string) Config {
+	cfg := childConfig(dir)
+	cfg.Ballast = 20 * mta.MiB
+	return cfg
+}
+
+// childFull fills a small disk with mail until it is refused, has another program take the rest, and drains. A SIGBUS
+// would end it.
+func childFull(dir string) error {
+	ctx := context.Background()
+	s, err := open(ctx, fullConfig(dir), newStderrLog(), newMetrics(nil), quick())
+	if err != nil {
+		return err
+	}
+	put := func(n int) error {
+		env := testEnvelope("ann@example.org")
+		err := s.Put(ctx, env, bytes.NewReader(contentOf(env.ID, n)))
+		if err == nil {
+			fmt.Println("P", env.ID)
+		}
+		return err
+	}
+	for i := 0; err == nil; i++ {
+		err = put([]int{4000, 100000, 400000}[i%3])
+	}
+	if r, ok := errors.AsType[*mta.Reply](err); !ok || r.Code != 452 {
+		return fmt.Errorf("a full disk is said as %w", err)
+	}
+	if _, err := fillDisk(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := put(10); err == nil {
+		return errors.New("a put onto a full disk worked")
+	}
+	fmt.Println("full")
+	for range 20 { // a good part, not all: the next start has something to do
+		leases, err := s.Claim(ctx, mta.ClaimRequest{Dest: "example.org", Max: 4, Lease: time.Hour})
+		if err != nil {
+			return err
+		}
+		for _, l := range leases {
+			if err := childRead(s, l.ID); err != nil {
+				return err
+			}
+			fmt.Println("s", l.ID)
+			if err := s.Settle(ctx, settlement(l, mta.Delivered, 250))[0]; err != nil {
+				return err
+			}
+			fmt.Println("D", l.ID)
+		}
+	}
+	return unix.Kill(os.Getpid(), unix.SIGKILL)
+}
+
+func childRead(s *Store, id mta.ID) error {
+	r, err := s.Body(context.Background(), id)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = new(bytes.Buffer).ReadFrom(r)
+	return err
+}
+
+func TestAFullDiskIsNoSIGBUS(t *testing.T) {
+	proofs(t)
+	disk := t.TempDir()
+	mount(t, "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk)
+	defer unmount(t, disk)
+	dir := filepath.Join(disk, "spool")
+	l := newLedger()
+	full := false
+	_, wait := startChild(t, "full", dir, nil, func(line string) { full = full || line == "full"; l.hear(line) })
+	if err := wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("the child ended with %v, want its own kill", err)
+	}
+	if !full || len(l.stored) < 10 || len(l.ended) < 10 {
+		t.Fatalf("full %v, %d promised, %d settled", full, len(l.stored), len(l.ended))
+	}
+	if _, err := fillDisk(disk); err != nil { // what the kill set free
+		t.Fatal(err)
+	}
+	full2 := fullConfig(dir)
+	s, err := open(t.Context(), full2, testLog(t), newMetrics(nil), slow())
+	if errors.Is(err, errNoSpace) {
+		// Clear, and no harm done: with some room it opens.
+		t.Logf("open on a full disk: %v", err)
+		if err := os.Truncate(filepath.Join(disk, "junk"), 0); err != nil {
+			t.Fatal(err)
+		}
+		s, err = open(t.Context(), full2, testLog(t), newMetrics(nil), slow())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.check(t, s)
+	closeTest(t, s)
+}
+
+// childFiles runs out of descriptors while it puts.
+func childFiles(dir string) error {
+	ctx := context.Background()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 120, Max: 120}); err != nil {
+		return err
+	}
+	s, err := open(ctx, childConfig(dir), newStderrLog(), newMetrics(nil), quick())
+	if err != nil {
+		return err
+	}
+	put := func(n int) error {
+		env := testEnvelope("ann@example.org")
+		err := s.Put(ctx, env, bytes.NewReader(contentOf(env.ID, n)))
+		if err == nil {
+			os.Stdout.WriteString("P " + env.ID.String() + "\n")
+		}
+		return err
+	}
+	s.crowded.Store(false)
+	for round := range 3 {
+		var taken []*os.File
+		for {
+			f, err := os.Open("/dev/null")
+			if err != nil {
+				break
+			}
+			taken = append(taken, f)
+		}
+		failed := 0
+		for range 200 { // more than a generation holds
+			if put(60000) != nil {
+				failed++
+			}
+		}
+		for _, f := range taken {
+			f.Close()
+		}
+		if round == 0 && failed == 0 {
+			return errors.New("no put failed without descriptors")
+		}
+		limit := time.Now().Add(30 * time.Second)
+		for err := put(100); err != nil; err = put(100) {
+			if time.Now().After(limit) {
+				return fmt.Errorf("with descriptors again: %w", err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	return nil
+}
+
+func TestWithoutDescriptorsNothingEndsAndNothingIsLost(t *testing.T) {
+	dir := t.TempDir()
+	l := newLedger()
+	_, wait := startChild(t, "files", dir, nil, l.hear)
+	if err := wait(); err != nil {
+		t.Fatalf("the child ended with %v", err)
+	}
+	s := openTest(t, childConfig(dir), slow())
+	defer closeTest(t, s)
+	l.check(t, s)
+	if len(l.stored) < 20 {
+		t.Errorf("%d promised", len(l.stored))
+	}
+}

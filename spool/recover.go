@@ -109,8 +109,8 @@ func (s *Store) findGenerations() ([]*generation, error) {
 func (s *Store) identify(dir string, num uint32) (*generation, error) {
 	var info generationInfo
 	err := readJSON(filepath.Join(dir, generationFile), &info)
-	if errors.Is(err, os.ErrNotExist) && isEmptyFolder(dir) {
-		return nil, os.RemoveAll(dir) // its making was cut short: nothing was ever promised from it
+	if (err == nil || errors.Is(err, os.ErrNotExist)) && isUnfinished(dir) {
+		return nil, os.RemoveAll(dir)
 	}
 	if err == nil && info.Version > generationVersion {
 		return nil, fmt.Errorf("%s has format version %d; this release knows up to %d: use the release that wrote it", dir, info.Version, generationVersion)
@@ -127,6 +127,17 @@ func (s *Store) identify(dir string, num uint32) (*generation, error) {
 		return nil, err
 	}
 	return newGeneration(dir, info, key), nil
+}
+
+// isUnfinished reports whether the making of a folder was cut short, before anything was promised from it. Badger makes
+// its MANIFEST first, then a log, then a value log.
+func isUnfinished(dir string) bool {
+	for _, pattern := range []string{"*.sst", "*.mem", "*.vlog", cleanFile} {
+		if found, err := filepath.Glob(filepath.Join(dir, pattern)); err != nil || len(found) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // breakGeneration tells of a generation that can't be opened. Nothing in it is touched.
@@ -186,12 +197,13 @@ func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
 		return err
 	}
 	if n := g.records.Load(); n != clean.Records {
-		s.damagedGeneration(g, fmt.Errorf("%d commit records, %d at the last close: %w", n, clean.Records, errors.Join(ErrDamaged, db.VerifyChecksum())))
+		s.damagedGeneration(g, fmt.Errorf("%d commit records, %d at the last close: %w", n, clean.Records, errors.Join(ErrDamaged, verifyTables(db))))
 	}
 	return nil
 }
 
 func (s *Store) recoverUnclean(g *generation) error {
+	logged := hasLogs(g.dir) // an open database always has one
 	orphans, err := inspect(g.dir)
 	if err != nil {
 		return err
@@ -213,9 +225,12 @@ func (s *Store) recoverUnclean(g *generation) error {
 	if err := s.scan(g, d.db); err != nil {
 		return err
 	}
-	if err := d.db.VerifyChecksum(); err != nil {
+	if err := verifyTables(d.db); err != nil {
 		s.damagedGeneration(g, err)
 		keep = true
+	}
+	if !logged {
+		s.damagedGeneration(g, fmt.Errorf("%w: it was in use, and has no log", ErrDamaged))
 	}
 	if keep || keepLogs {
 		return nil

@@ -96,6 +96,19 @@ func isEmptyFolder(dir string) bool {
 	return true
 }
 
+// verifyTables reads every block. Badger panics over some that it can't read.
+func verifyTables(db *badger.DB) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: badger: panic: %v", ErrDamaged, p)
+		}
+	}()
+	if err := db.VerifyChecksum(); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
 // saveOrphans keeps tables that Badger is about to delete. One that is whole may be all that is left of what a torn
 // MANIFEST named.
 func (s *Store) saveOrphans(g *generation, orphans []string, aside string) (keep bool, err error) {

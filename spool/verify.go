@@ -75,7 +75,7 @@ func (s *Store) verifyGeneration(ctx context.Context, g *generation, v *Verifica
 		return nil
 	}
 	defer g.release()
-	if err := d.db.VerifyChecksum(); err != nil {
+	if err := verifyTables(d.db); err != nil {
 		s.damagedGeneration(g, err)
 		v.Damages = append(v.Damages, Damage{Dir: g.dir, Text: err.Error()})
 	} else if g.damaged.Load() {
