@@ -12,9 +12,14 @@ import (
 func (a *app) queueCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "queue",
-		Short: "Look at the messages that wait",
+		Short: "Look at the messages that wait, and move them",
 	}
-	cmd.AddCommand(a.queueListCmd(), a.queueShowCmd())
+	cmd.AddCommand(a.queueListCmd(), a.queueShowCmd(), a.exportCmd(),
+		a.operateCmd("hold", "Keep messages until they are released", "Keep messages, by ID or by a filter, until they are released. A delivery in progress ends as it ends.", false),
+		a.operateCmd("release", "Give held messages back to the queue", "Give held messages, quarantined ones too, back to the queue: they are tried again now.", false),
+		a.operateCmd("retry", "Try messages now instead of when they are due", "Make messages due now. Unlike flush this does not probe the primaries.", false),
+		a.operateCmd("drop", "Delete messages; nobody is told", "Delete messages, by ID or by a filter. Nobody is told, and it can't be undone.", true),
+		a.operateCmd("redirect", "Give messages to another address", "Give messages to another address, such as a rescue mailbox: each is spooled for that address and dropped here.", true))
 	return cmd
 }
 

@@ -38,8 +38,13 @@ func (a *app) serve(ctx context.Context) error {
 	if a.configPath() == "" {
 		log.Warn("no configuration given: this is the embedded demonstration one, on loopback only")
 	}
+	sockets, err := daemon.SystemdSockets(os.Getpid(), os.Getenv)
+	if err != nil {
+		return err
+	}
 	d, err := daemon.Open(ctx, daemon.Options{
-		Load: a.load, Version: version(), Log: log, Level: level, Notify: serviceManager(os.Getenv("NOTIFY_SOCKET")),
+		Load: a.load, Version: version(), Log: log, Level: level, Sockets: sockets,
+		Notify: serviceManager(os.Getenv("NOTIFY_SOCKET")),
 	})
 	if err != nil {
 		return err

@@ -24,8 +24,9 @@ import (
 
 // health is a prober that believes what the test says.
 type health struct {
-	up     bool
-	hinted []string
+	up        bool
+	hinted    []string
+	overrides []healthprobe.Override
 }
 
 func (h *health) Status() []healthprobe.PrimaryStatus {
@@ -36,8 +37,30 @@ func (h *health) Route(context.Context, string) (mta.Route, error) {
 	return mta.NewRoute([][]mta.Primary{{{Host: "mx1.example.org", Port: 25}}}), nil
 }
 
-func (h *health) Open(string) bool { return h.up }
-func (h *health) Hint(d string)    { h.hinted = append(h.hinted, d) }
+func (h *health) Open(string) bool                    { return h.up }
+func (h *health) Domains() []healthprobe.DomainStatus { return nil }
+
+func (h *health) Override(_ context.Context, o healthprobe.Override) error {
+	if o.Subject == "" {
+		return errors.New("of whom?")
+	}
+	h.overrides = append(h.overrides, o)
+	return nil
+}
+
+func (h *health) EndOverride(context.Context, healthprobe.OverrideKind, string) (bool, error) {
+	had := len(h.overrides) > 0
+	h.overrides = nil
+	return had, nil
+}
+
+func (h *health) Overrides() []healthprobe.Override { return h.overrides }
+
+func (h *health) Outages(q healthprobe.OutageQuery) []healthprobe.Outage {
+	return []healthprobe.Outage{{Primary: "mx1.example.org:25", Begin: q.Since}}
+}
+
+func (h *health) Hint(d string) { h.hinted = append(h.hinted, d) }
 
 // flusher notes what it was told.
 type flusher struct{ flushed []string }
@@ -89,6 +112,7 @@ func serve(t *testing.T, set func(*Config, *Deps)) *fixture {
 		Hostname: "mx2.example.org", Version: "test", Domains: func() []string { return []string{"example.org", "quiet.example"} },
 		Spool: f.queue, Health: f.health, Forwarder: f.fwd, Gatherer: prometheus.NewRegistry(),
 		Reload: func(context.Context) ([]string, error) { return []string{"spool.dir"}, nil },
+		Alarms: func() []mta.Event { return []mta.Event{{Kind: mta.EventBreaker}} },
 		Log:    slog.New(slog.DiscardHandler),
 	}
 	if set != nil {

@@ -3,7 +3,9 @@ package admin
 import (
 	"time"
 
+	"understudy/healthprobe"
 	"understudy/internal/mta"
+	"understudy/spool"
 )
 
 // Status is the answer to GET /v1/status.
@@ -105,3 +107,63 @@ type Reloaded struct {
 type apiError struct {
 	Error string `json:"error"`
 }
+
+// Operation selects messages for POST /v1/queue/{hold|release|retry|drop|redirect}: by ID, or by a filter. A filter that
+// matches everything must be meant: All.
+type Operation struct {
+	IDs       []mta.ID      `json:"ids,omitempty"`
+	Domain    string        `json:"domain,omitempty"`
+	From      string        `json:"from,omitempty"` // part of the sender's address
+	Rcpt      string        `json:"rcpt,omitempty"` // part of a recipient's address
+	Held      *bool         `json:"held,omitempty"`
+	OlderThan time.Duration `json:"older_than,omitempty"` // nanoseconds since receipt
+	All       bool          `json:"all,omitempty"`
+	To        mta.Path      `json:"to,omitzero"` // redirect: the new address
+}
+
+// Operated says how many deliveries an operation changed.
+type Operated struct {
+	Messages int `json:"messages"`
+}
+
+// Primaries is the answer to GET /v1/primaries.
+type Primaries struct {
+	Primaries []healthprobe.PrimaryStatus `json:"primaries"`
+	Domains   []healthprobe.DomainStatus  `json:"domains"`
+}
+
+// Overrides is the answer to GET /v1/overrides.
+type Overrides struct {
+	Overrides []healthprobe.Override `json:"overrides"`
+}
+
+// Outages is the answer to GET /v1/outages.
+type Outages struct {
+	Outages []healthprobe.Outage `json:"outages"`
+}
+
+// Alarms is the answer to GET /v1/alarms.
+type Alarms struct {
+	Alarms []mta.Event `json:"alarms"`
+}
+
+// Progress is a line of an answer that takes long. Total is 0 where it is not known.
+type Progress struct {
+	Done  int `json:"done"`
+	Total int `json:"total,omitempty"`
+}
+
+// The parts' own words, as the API shows them.
+type (
+	Override     = healthprobe.Override      // what an operator ordered
+	Probed       = healthprobe.PrimaryStatus // a primary in full, with the last probe
+	Usage        = spool.Usage               // how full the spool is
+	Verification = spool.Verification        // what reading everything found
+	Transfer     = spool.Transfer            // what a backup or a restore did
+)
+
+// The kinds of Override.
+const (
+	Maintenance = healthprobe.Maintenance
+	Hold        = healthprobe.Hold
+)

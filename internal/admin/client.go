@@ -13,6 +13,10 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"understudy/healthprobe"
+	"understudy/internal/mta"
+	"understudy/spool"
 )
 
 // maxAnswer bounds what a client reads of one answer.
@@ -64,6 +68,121 @@ func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
 	return call[Reloaded](ctx, c, http.MethodPost, "/v1/reload", struct{}{})
 }
 
+// Operate holds, releases, retries, drops or redirects messages.
+func (c *Client) Operate(ctx context.Context, op string, o Operation) (Operated, error) {
+	return call[Operated](ctx, c, http.MethodPost, "/v1/queue/"+url.PathEscape(op), o)
+}
+
+// Primaries asks for all that is known of the primaries.
+func (c *Client) Primaries(ctx context.Context) (Primaries, error) {
+	return call[Primaries](ctx, c, http.MethodGet, "/v1/primaries", nil)
+}
+
+// Probe has a domain's primaries probed now; "" is all.
+func (c *Client) Probe(ctx context.Context, domain string) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/probe", FlushRequest{Domain: domain})
+	return err
+}
+
+// Override orders a maintenance or holds a drain.
+func (c *Client) Override(ctx context.Context, o healthprobe.Override) (Overrides, error) {
+	return call[Overrides](ctx, c, http.MethodPost, "/v1/overrides", o)
+}
+
+// EndOverride takes back what was ordered.
+func (c *Client) EndOverride(ctx context.Context, kind healthprobe.OverrideKind, subject string) (Overrides, error) {
+	v := url.Values{"kind": {string(kind)}, "subject": {subject}}
+	return call[Overrides](ctx, c, http.MethodDelete, "/v1/overrides?"+v.Encode(), nil)
+}
+
+// Outages asks for the history of the last days; 0 is the newest ones.
+func (c *Client) Outages(ctx context.Context, domain string, days int) (Outages, error) {
+	v := url.Values{}
+	if domain != "" {
+		v.Set("domain", domain)
+	}
+	if days > 0 {
+		v.Set("days", strconv.Itoa(days))
+	}
+	return call[Outages](ctx, c, http.MethodGet, "/v1/outages?"+v.Encode(), nil)
+}
+
+// Alarms asks for the alarms that are on.
+func (c *Client) Alarms(ctx context.Context) (Alarms, error) {
+	return call[Alarms](ctx, c, http.MethodGet, "/v1/alarms", nil)
+}
+
+// Usage asks how full the spool is.
+func (c *Client) Usage(ctx context.Context) (spool.Usage, error) {
+	return call[spool.Usage](ctx, c, http.MethodGet, "/v1/spool", nil)
+}
+
+// Content writes a message's content to w. After an error what was written is not whole.
+func (c *Client) Content(ctx context.Context, id mta.ID, w io.Writer) error {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/queue/"+id.String()+"/content", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
+// Backup writes all messages to w as a tar file. After an error what was written is not whole.
+func (c *Client) Backup(ctx context.Context, w io.Writer) (spool.Transfer, error) {
+	var t spool.Transfer
+	resp, err := c.do(ctx, http.MethodGet, "/v1/spool/backup", nil)
+	if err != nil {
+		return t, err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		return t, err
+	}
+	if err := json.Unmarshal([]byte(resp.Trailer.Get(transferTrailer)), &t); err != nil {
+		return t, fmt.Errorf("the backup did not end: %w", err)
+	}
+	return t, nil
+}
+
+// Verify has all that is stored read; progress is told how far it is.
+func (c *Client) Verify(ctx context.Context, progress func(Progress)) (spool.Verification, error) {
+	return long[spool.Verification](ctx, c, "/v1/spool/verify", nil, progress)
+}
+
+// Restore has a backup taken in.
+func (c *Client) Restore(ctx context.Context, r io.Reader, progress func(Progress)) (spool.Transfer, error) {
+	return long[spool.Transfer](ctx, c, "/v1/spool/restore", r, progress)
+}
+
+// long does a request whose answer comes in lines: progress, at last the result.
+func long[T any](ctx context.Context, c *Client, path string, body io.Reader, progress func(Progress)) (T, error) {
+	var none T
+	resp, err := c.do(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return none, err
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var line struct {
+			Progress
+			Result *T     `json:"result"`
+			Error  string `json:"error"`
+		}
+		if err := dec.Decode(&line); err != nil {
+			return none, fmt.Errorf("read the answer: %w", err)
+		}
+		switch {
+		case line.Error != "":
+			return none, errors.New(line.Error)
+		case line.Result != nil:
+			return *line.Result, nil
+		}
+		progress(line.Progress)
+	}
+}
+
 func (q QueueQuery) values() url.Values {
 	v := url.Values{}
 	for key, val := range map[string]string{"domain": q.Domain, "from": q.From, "rcpt": q.Rcpt, "after": q.After} {
@@ -80,7 +199,7 @@ func (q QueueQuery) values() url.Values {
 	return v
 }
 
-// call does one request and reads its JSON answer; an answer that is not 2xx becomes an error with the daemon's words.
+// call does one request and reads its JSON answer.
 func call[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
 	var out T
 	var r io.Reader
@@ -91,29 +210,39 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		}
 		r = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, r)
+	resp, err := c.do(ctx, method, path, r)
 	if err != nil {
 		return out, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&out); err != nil {
+		return out, fmt.Errorf("read the answer: %w", err)
+	}
+	return out, nil
+}
+
+// do sends a request; an answer that is not 2xx becomes an error with the daemon's words.
+func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, err
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return out, c.explain(err)
+		return nil, c.explain(err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err != nil {
-		return out, fmt.Errorf("read the answer: %w", err)
+		return nil, fmt.Errorf("read the answer: %w", err)
 	}
-	if resp.StatusCode/100 != 2 {
-		return out, refused(path, resp, b)
-	}
-	if err := json.Unmarshal(b, &out); err != nil {
-		return out, fmt.Errorf("read the answer: %w", err)
-	}
-	return out, nil
+	return nil, refused(path, resp, b)
 }
 
 // ErrNotFound says that the daemon knows no such message or domain.

@@ -1,10 +1,7 @@
 package admin
 
 import (
-	"fmt"
 	"net"
-	"os"
-	"strings"
 
 	"understudy/internal/mta"
 )
@@ -17,6 +14,9 @@ type Config struct {
 	Listen string `yaml:"listen"`
 	// TokenFile holds the bearer token that TCP clients must present, at least 16 characters.
 	TokenFile string `yaml:"token_file"`
+	// HintTokenFile holds a second token, good for POST /v1/domains/{domain}/recovered alone: for a script on the
+	// primary that tells us that it is back. Such a hint brings a probe, nothing else. Empty: there is none.
+	HintTokenFile string `yaml:"hint_token_file"`
 }
 
 // DefaultConfig is the socket alone.
@@ -45,20 +45,4 @@ func (c *Config) Validate() []mta.Fault {
 		}
 	}
 	return faults
-}
-
-// minToken is the shortest bearer token that we take: 16 characters of anything better than words are out of reach.
-const minToken = 16
-
-// ReadToken reads a bearer token from a file; blanks around it do not count.
-func ReadToken(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("read the token: %w", err)
-	}
-	token := strings.TrimSpace(string(b))
-	if len(token) < minToken {
-		return "", fmt.Errorf("read the token: %s: a token has at least %d characters", path, minToken)
-	}
-	return token, nil
 }

@@ -146,7 +146,7 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 
 // readJSON reads a small body; an empty one is the zero value, a key that we do not know is an error.
 func readJSON(r *http.Request, v any) error {
-	dec := json.NewDecoder(r.Body)
+	dec := json.NewDecoder(io.LimitReader(r.Body, maxBody))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("request body: %w", err)

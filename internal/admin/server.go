@@ -2,16 +2,14 @@ package admin
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,20 +21,37 @@ import (
 	"understudy/spool"
 )
 
-// Spool is what the API needs of the spool.
+// Spool is what the API needs of the spool, whatever its engine.
 type Spool interface {
+	Put(ctx context.Context, env *mta.Envelope, body io.Reader) error
+	Body(ctx context.Context, id mta.ID) (io.ReadCloser, error)
 	Get(ctx context.Context, id mta.ID) ([]spool.Item, error)
 	List(ctx context.Context, q spool.Query) ([]spool.Item, string, error)
+	Apply(ctx context.Context, op spool.Op, due time.Time, k ...spool.Key) (int, error)
+	ApplyWhere(ctx context.Context, q spool.Query, op spool.Op, due time.Time, progress func(done int)) (int, error)
 	Stats(ctx context.Context) ([]spool.DestStats, error)
+	Usage(ctx context.Context) (spool.Usage, error)
 	Ready(ctx context.Context) error
+}
+
+// Store is what the engine with files of its own can do besides.
+type Store interface {
+	Verify(ctx context.Context, progress func(done, total int)) (*spool.Verification, error)
+	Backup(ctx context.Context, w io.Writer, progress func(done, total int)) (*spool.Transfer, error)
+	Restore(ctx context.Context, r io.Reader, progress func(done int)) (*spool.Transfer, error)
 }
 
 // Health is what the API needs of the prober.
 type Health interface {
 	Status() []healthprobe.PrimaryStatus
+	Domains() []healthprobe.DomainStatus
 	Route(ctx context.Context, domain string) (mta.Route, error)
 	Open(primary string) bool
 	Hint(domain string)
+	Override(ctx context.Context, o healthprobe.Override) error
+	EndOverride(ctx context.Context, kind healthprobe.OverrideKind, subject string) (bool, error)
+	Overrides() []healthprobe.Override
+	Outages(q healthprobe.OutageQuery) []healthprobe.Outage
 }
 
 // Forwarder is what the API needs of the outbound side.
@@ -49,9 +64,11 @@ type Deps struct {
 	Hostname, Version string
 	Domains           func() []string // the configured ones, as of now
 	Spool             Spool
+	Store             Store // nil: the engine has no files of its own
 	Health            Health
 	Forwarder         Forwarder
 	Reload            func(ctx context.Context) (needRestart []string, err error)
+	Alarms            func() []mta.Event // that are on now
 	Gatherer          prometheus.Gatherer
 	Log               *slog.Logger
 }
@@ -61,7 +78,7 @@ type Server struct {
 	cfg     Config
 	deps    Deps
 	started time.Time
-	token   [sha256.Size]byte // of the bearer token; hashed, so that comparing takes the same time for any length
+	tokens  tokens
 	unix    net.Listener
 	tcp     net.Listener // nil if off
 }
@@ -75,11 +92,11 @@ func New(cfg Config, deps Deps) *Server {
 // answers on is not.
 func (s *Server) Listen() error {
 	if s.cfg.Listen != "" {
-		token, err := ReadToken(s.cfg.TokenFile)
+		tokens, err := readTokens(s.cfg)
 		if err != nil {
 			return fmt.Errorf("admin: %w", err)
 		}
-		s.token = sha256.Sum256([]byte(token))
+		s.tokens = tokens
 	}
 	unix, err := listenUnix(s.cfg.Socket)
 	if err != nil {
@@ -156,8 +173,9 @@ func (s *Server) Run(ctx context.Context) error {
 
 func (s *Server) serve(ctx context.Context, g *errgroup.Group, l net.Listener, h http.Handler) {
 	srv := &http.Server{
-		Handler:           http.MaxBytesHandler(h, maxBody),
+		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
+		ConnContext:       whoAsks,
 		ErrorLog:          slog.NewLogLogger(s.deps.Log.Handler(), slog.LevelDebug),
 	}
 	g.Go(func() error {
@@ -185,25 +203,21 @@ func (s *Server) mux() *http.ServeMux {
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/queue", s.queue)
 	mux.HandleFunc("GET /v1/queue/{id}", s.message)
+	mux.HandleFunc("GET /v1/queue/{id}/content", s.content)
+	mux.HandleFunc("POST /v1/queue/{op}", s.operate)
 	mux.HandleFunc("POST /v1/flush", s.flush)
 	mux.HandleFunc("POST /v1/reload", s.reload)
+	mux.HandleFunc("GET /v1/primaries", s.primaries)
+	mux.HandleFunc("POST /v1/probe", s.probe)
+	mux.HandleFunc("POST /v1/domains/{domain}/recovered", s.recovered)
+	mux.HandleFunc("GET /v1/overrides", s.overrides)
+	mux.HandleFunc("POST /v1/overrides", s.override)
+	mux.HandleFunc("DELETE /v1/overrides", s.endOverride)
+	mux.HandleFunc("GET /v1/outages", s.outages)
+	mux.HandleFunc("GET /v1/alarms", s.alarms)
+	mux.HandleFunc("GET /v1/spool", s.usage)
+	mux.HandleFunc("POST /v1/spool/verify", s.verify)
+	mux.HandleFunc("GET /v1/spool/backup", s.backup)
+	mux.HandleFunc("POST /v1/spool/restore", s.restore)
 	return mux
-}
-
-// authenticate wants the bearer token, but for the two health checks, which tell nothing.
-func (s *Server) authenticate(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/livez" || r.URL.Path == "/readyz" {
-			next.ServeHTTP(w, r)
-			return
-		}
-		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		sum := sha256.Sum256([]byte(given))
-		if subtle.ConstantTimeCompare(sum[:], s.token[:]) != 1 || !ok {
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			writeError(w, http.StatusUnauthorized, errors.New("a bearer token is needed"))
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
 }

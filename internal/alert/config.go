@@ -25,6 +25,10 @@ type Config struct {
 	GiveUp time.Duration `yaml:"give_up"`
 	// More events of one kind than this, waiting at once, become one message.
 	Collapse int `yaml:"collapse"`
+	// An alarm when the spooled mail is more than this. 0 is never.
+	SpoolAbove mta.Size `yaml:"spool_above"`
+	// An alarm when a message that is not held has waited longer than this. 0 is never.
+	OldestAbove time.Duration `yaml:"oldest_above"`
 }
 
 // Webhook is one receiver.
@@ -51,7 +55,7 @@ type Webhook struct {
 
 // DefaultConfig is what an absent section means.
 func DefaultConfig() Config {
-	return Config{Settle: 30 * time.Second, Repeat: 12 * time.Hour, Timeout: 10 * time.Second, GiveUp: time.Hour, Collapse: 10}
+	return Config{Settle: 30 * time.Second, Repeat: 12 * time.Hour, Timeout: 10 * time.Second, GiveUp: time.Hour, Collapse: 10, OldestAbove: 4 * time.Hour}
 }
 
 // Validate reports every fault at once.

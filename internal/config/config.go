@@ -10,6 +10,7 @@ import (
 	"understudy/healthprobe"
 	"understudy/inbound"
 	"understudy/internal/admin"
+	"understudy/internal/alert"
 	"understudy/internal/dnsx"
 	"understudy/internal/mta"
 	"understudy/policy"
@@ -31,6 +32,7 @@ type Config struct {
 	Healthprobe healthprobe.Config `yaml:"healthprobe"`
 	Forwarder   forwarder.Config   `yaml:"forwarder"`
 	DNS         dnsx.Config        `yaml:"dns"`
+	Alerts      alert.Config       `yaml:"alerts"`
 	Admin       admin.Config       `yaml:"admin"`
 	Log         Log                `yaml:"log"`
 }
@@ -85,6 +87,7 @@ func Default() *Config {
 		Healthprobe: healthprobe.DefaultConfig(),
 		Forwarder:   forwarder.DefaultConfig(),
 		DNS:         dnsx.DefaultConfig(),
+		Alerts:      alert.DefaultConfig(),
 		Admin:       admin.DefaultConfig(),
 		Log:         Log{Level: slog.LevelInfo, Format: LogAuto},
 	}
@@ -127,7 +130,10 @@ func (c *Config) hand() {
 func (c *Config) paths() []*string {
 	paths := []*string{
 		&c.Inbound.TempDir, &c.Inbound.StateDir, &c.Inbound.ACME.RootCAs, &c.Inbound.ETRN.ClientCA,
-		&c.Spool.Dir, &c.Spool.KeyFile, &c.Admin.Socket, &c.Admin.TokenFile,
+		&c.Spool.Dir, &c.Spool.KeyFile, &c.Admin.Socket, &c.Admin.TokenFile, &c.Admin.HintTokenFile,
+	}
+	for i := range c.Alerts.Webhooks {
+		paths = append(paths, &c.Alerts.Webhooks[i].TokenFile)
 	}
 	for i := range c.Inbound.TLS.Certificates {
 		paths = append(paths, &c.Inbound.TLS.Certificates[i].Cert, &c.Inbound.TLS.Certificates[i].Key)
@@ -152,7 +158,7 @@ func (c *Config) Validate() []mta.Fault {
 		part interface{ Validate() []mta.Fault }
 	}{
 		{"inbound", &c.Inbound}, {"policy", &c.Policy}, {"spool", &c.Spool}, {"healthprobe", &c.Healthprobe},
-		{"forwarder", &c.Forwarder}, {"dns", &c.DNS}, {"admin", &c.Admin},
+		{"forwarder", &c.Forwarder}, {"dns", &c.DNS}, {"alerts", &c.Alerts}, {"admin", &c.Admin},
 	} {
 		faults = append(faults, below(s.name, s.part.Validate())...)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 
@@ -17,9 +16,9 @@ import (
 	"understudy/healthprobe"
 	"understudy/inbound"
 	"understudy/internal/admin"
+	"understudy/internal/alert"
 	"understudy/internal/config"
 	"understudy/internal/dnsx"
-	"understudy/internal/mta"
 	"understudy/internal/smtpc"
 	"understudy/policy"
 	"understudy/spool"
@@ -34,6 +33,8 @@ type Options struct {
 	// Log gets every event. Level is its level, set from the configuration.
 	Log   *slog.Logger
 	Level *slog.LevelVar
+	// Sockets were passed by the service manager, by name.
+	Sockets map[string][]net.Listener
 	// Notify tells the service manager of a change of state ("READY=1", sd_notify(3)); nil tells nobody.
 	Notify func(state string)
 }
@@ -47,6 +48,8 @@ type Daemon struct {
 	fwd    *forwarder.Forwarder
 	in     *inbound.Server
 	admin  *admin.Server
+	alerts *alert.Alerter
+	tables spool.State // small tables; losing them is an inconvenience
 
 	reloading sync.Mutex     // one reload at a time
 	mu        sync.Mutex     // guards cfg
@@ -74,8 +77,10 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if d.store, err = spool.Open(ctx, cfg.Spool, opts.Log, reg); err != nil {
 		return nil, err
 	}
+	d.tables = d.openTables(ctx, cfg)
 	defer func() {
 		if err != nil {
+			d.tables.Close()
 			d.store.Close()
 		}
 	}()
@@ -94,13 +99,17 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 // build makes the parts that do no I/O yet and fits them together.
 func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	log := d.opts.Log
+	var err error
+	if d.alerts, err = alert.New(cfg.Alerts, cfg.Hostname, log, reg); err != nil {
+		return err
+	}
 	resolver, err := dnsx.New(cfg.DNS)
 	if err != nil {
 		return err
 	}
 	dialer := &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: resolver.LookupAddrs}
 	d.prober, err = healthprobe.New(cfg.Healthprobe, cfg.HealthprobeDomains(), healthprobe.Deps{
-		Dialer: dialer, Resolver: resolver, Log: log, Metrics: reg, Backlog: d.backlog,
+		Dialer: dialer, Resolver: resolver, Log: log, Metrics: reg, Tables: d.tables, Events: d.alerts.Raise, Backlog: d.backlog,
 	})
 	if err != nil {
 		return err
@@ -114,15 +123,15 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 		return err
 	}
 	d.in, err = inbound.New(cfg.Inbound, inbound.Deps{
-		Spool: d.store, Policy: d.policy, Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs,
-		Domains: d.domains, Log: log, Metrics: reg,
+		Spool: counted{d.store, d.prober}, Policy: d.policy, Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs,
+		Domains: d.domains, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
 	})
 	if err != nil {
 		return err
 	}
 	d.admin = admin.New(cfg.Admin, admin.Deps{
-		Hostname: cfg.Hostname, Version: d.opts.Version, Domains: d.domains, Spool: d.store, Health: d.prober,
-		Forwarder: d.fwd, Reload: d.Reload, Gatherer: reg, Log: log,
+		Hostname: cfg.Hostname, Version: d.opts.Version, Domains: d.domains, Spool: d.store, Store: d.store, Health: d.prober,
+		Forwarder: d.fwd, Reload: d.Reload, Alarms: d.alerts.Active, Gatherer: reg, Log: log,
 	})
 	return nil
 }
@@ -141,43 +150,6 @@ func (d *Daemon) domains() []string {
 	return names
 }
 
-// recovered is what ETRN and other hints bring: a probe now and, when that is good, the drain. A hint is never believed
-// unprobed.
-func (d *Daemon) recovered(ctx context.Context, domain string) error {
-	d.prober.Hint(domain)
-	d.fwd.Flush(ctx, domain, mta.ID{})
-	return nil
-}
-
-// primaryAddrs are the addresses of a domain's primaries, as last looked up.
-func (d *Daemon) primaryAddrs(domain string) []netip.Addr {
-	st, ok := d.prober.Domain(domain)
-	if !ok {
-		return nil
-	}
-	keys := slices.Concat(st.Tiers...)
-	var addrs []netip.Addr
-	for _, p := range d.prober.Status() {
-		if slices.Contains(keys, p.Primary) {
-			addrs = append(addrs, p.Addrs...)
-		}
-	}
-	return addrs
-}
-
-// backlog counts what waits by domain.
-func (d *Daemon) backlog(ctx context.Context) (map[string]int64, error) {
-	stats, err := d.store.Stats(ctx)
-	if err != nil {
-		return nil, err
-	}
-	n := make(map[string]int64, len(stats))
-	for _, st := range stats {
-		n[st.Dest] = st.Messages - st.Held
-	}
-	return n, nil
-}
-
 // Reload reads the configuration and the lists again and puts in force what can change without a restart; it returns
 // the keys that can't. On an error everything goes on as it was.
 func (d *Daemon) Reload(ctx context.Context) (needRestart []string, err error) {
@@ -191,6 +163,9 @@ func (d *Daemon) Reload(ctx context.Context) (needRestart []string, err error) {
 	if err := d.policy.Reload(ctx, cfg.Policy, cfg.PolicyDomains()); err != nil {
 		d.opts.Log.LogAttrs(ctx, slog.LevelError, "reload refused, the old configuration goes on", slog.Any("err", err))
 		return nil, err
+	}
+	if err := d.alerts.Reload(cfg.Alerts); err != nil { // a token file; everything else was validated
+		d.opts.Log.LogAttrs(ctx, slog.LevelError, "alerts not reloaded, the old ones go on", slog.Any("err", err))
 	}
 	d.prober.Reload(cfg.Healthprobe, cfg.HealthprobeDomains())
 	d.fwd.Reload(cfg.Forwarder, cfg.ForwarderDomains())
@@ -225,7 +200,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		{name: "inbound", run: d.in.Run},
 		{name: "forwarder", run: d.fwd.Run},
 		{name: "healthprobe", run: d.prober.Run},
+		{name: "levels", run: d.watchLevels},
 		{name: "admin", run: d.admin.Run},
+		{name: "alerts", run: d.alerts.Run},
 	}
 	failed := make(chan struct{}, len(parts))
 	for _, p := range slices.Backward(parts) {
@@ -246,9 +223,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
 		}
 	}
-	if err := d.store.Close(); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, d.tables.Close(), d.store.Close())
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -1,0 +1,75 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"understudy/internal/alert"
+	"understudy/internal/mta"
+	"understudy/spool"
+)
+
+// levelsEvery is how often the queue is held against the levels that operators set.
+const levelsEvery = 15 * time.Second
+
+// watchLevels raises the alarms that are about the queue as a whole: it can't take mail, it is fuller or older than it
+// should be.
+func (d *Daemon) watchLevels(ctx context.Context) error {
+	tick := time.NewTicker(levelsEvery)
+	defer tick.Stop()
+	on := map[string]bool{}
+	for {
+		d.mu.Lock()
+		levels := d.cfg.Alerts
+		d.mu.Unlock()
+		for _, e := range d.levels(ctx, levels) {
+			if (e.Level == mta.Alarm) != on[e.Kind] {
+				on[e.Kind] = e.Level == mta.Alarm
+				d.alerts.Raise(e)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// levels asks the spool and judges.
+func (d *Daemon) levels(ctx context.Context, levels alert.Config) []mta.Event {
+	stats, err := d.store.Stats(ctx)
+	if err != nil {
+		d.opts.Log.LogAttrs(ctx, slog.LevelError, "queue levels not known", slog.Any("err", err))
+		return nil
+	}
+	return judge(levels, stats, d.store.Ready(ctx), time.Now())
+}
+
+// judge tells for each kind of alarm whether it is on.
+func judge(levels alert.Config, stats []spool.DestStats, ready error, now time.Time) []mta.Event {
+	full := mta.Event{Kind: mta.EventSpoolFull, Level: mta.Over, At: now, Text: "The spool takes mail and is below its level again."}
+	old := mta.Event{Kind: mta.EventOldest, Level: mta.Over, At: now, Text: "No message waits longer than it should any more."}
+	var bytes int64
+	var oldest spool.DestStats
+	for _, st := range stats {
+		bytes += st.Bytes
+		// A domain whose mail is all held waits for an operator, who has seen it.
+		if st.Messages > st.Held && (oldest.Oldest.IsZero() || st.Oldest.Before(oldest.Oldest)) {
+			oldest = st
+		}
+	}
+	switch {
+	case ready != nil:
+		full.Level, full.Text = mta.Alarm, fmt.Sprintf("New mail is refused for the time being: %v.", ready)
+	case levels.SpoolAbove > 0 && bytes > int64(levels.SpoolAbove):
+		full.Level, full.Text = mta.Alarm, fmt.Sprintf("The spool holds %d MiB, more than the level of %s.", bytes>>20, levels.SpoolAbove)
+	}
+	if age := now.Sub(oldest.Oldest); levels.OldestAbove > 0 && !oldest.Oldest.IsZero() && age > levels.OldestAbove {
+		old.Level = mta.Alarm
+		old.Text = fmt.Sprintf("Mail for %s has been waiting for %s.", oldest.Dest, age.Round(time.Minute))
+	}
+	return []mta.Event{full, old}
+}
