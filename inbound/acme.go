@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,22 +18,21 @@ import (
 )
 
 const (
-	acmeRetry   = 10 * time.Minute // after a failure; authorities limit failed orders by the hour
-	acmeRefresh = time.Hour        // how often a certificate that autocert renewed is picked up
+	acmeRetry   = time.Hour // after a failure; Let's Encrypt allows five an hour, and autocert may use two of them
+	acmeRefresh = time.Hour // how often a certificate that autocert renewed is picked up
 )
 
 // openACME prepares to get a certificate from an authority. Handshakes never wait for it: until there is one, and
 // whenever it can't be renewed, they use what there is.
 func openACME(cfg *Config, log *slog.Logger) (func(context.Context, *certificates) error, error) {
 	client := &acme.Client{DirectoryURL: cfg.ACME.Directory}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{}, Proxy: http.ProxyFromEnvironment}
 	if cfg.ACME.RootCAs != "" {
 		pool, err := readPool(cfg.ACME.RootCAs)
 		if err != nil {
 			return nil, err
 		}
-		client.HTTPClient = &http.Client{
-			Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}},
-		}
+		transport.TLSClientConfig.RootCAs = pool
 	}
 	m := &autocert.Manager{
 		Prompt:     autocert.AcceptTOS,
@@ -46,12 +46,14 @@ func openACME(cfg *Config, log *slog.Logger) (func(context.Context, *certificate
 		return nil, fmt.Errorf("acme: %w", err)
 	}
 	web := &http.Server{
-		Handler:     m.HTTPHandler(http.NotFoundHandler()),
+		Handler:     withoutPort(m.HTTPHandler(http.NotFoundHandler())),
 		ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return func(ctx context.Context, c *certificates) error {
 		g, ctx := errgroup.WithContext(ctx)
+		client.HTTPClient = &http.Client{Timeout: time.Minute, Transport: boundTransport{ctx, transport}}
+		defer transport.CloseIdleConnections()
 		g.Go(func() error {
 			if err := web.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("inbound: acme: %w", err)
@@ -65,6 +67,49 @@ func openACME(cfg *Config, log *slog.Logger) (func(context.Context, *certificate
 		g.Go(func() error { return obtain(ctx, m, cfg.Hostname, c) })
 		return g.Wait()
 	}, nil
+}
+
+// boundTransport ends requests when its context ends: autocert, which takes no context, must not delay a shutdown.
+type boundTransport struct {
+	ctx  context.Context
+	next http.RoundTripper
+}
+
+func (t boundTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancel(r.Context())
+	stop := context.AfterFunc(t.ctx, cancel)
+	done := func() {
+		stop()
+		cancel()
+	}
+	resp, err := t.next.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		done()
+		return nil, err
+	}
+	resp.Body = boundBody{resp.Body, done}
+	return resp, nil
+}
+
+// boundBody keeps the request's context until the body was read.
+type boundBody struct {
+	io.ReadCloser
+	done func()
+}
+
+func (b boundBody) Close() error {
+	defer b.done()
+	return b.ReadCloser.Close()
+}
+
+// withoutPort lets autocert see our name also where the authority, or a proxy before us, wrote it with a port.
+func withoutPort(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if host, _, err := net.SplitHostPort(r.Host); err == nil {
+			r.Host = host
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // obtain gets the certificate and picks up its successors, which autocert orders in good time.

@@ -21,6 +21,7 @@ import (
 // that shape: a HELO of "x.(mail.example.net[192.0.2.10])" would otherwise speak for another host.
 func received(env *mta.Envelope, hostname string) string {
 	var b strings.Builder
+	b.Grow(512)
 	b.WriteString("Received: from ")
 	b.WriteString(neuterHelo(env.Peer.Helo))
 	b.WriteString(" (")
