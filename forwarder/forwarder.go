@@ -109,6 +109,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	end := make(chan struct{})
 	background.Go(f.settler.run)
 	background.Go(func() { f.keep(work, end) })
+	background.Go(func() { f.expire(ctx) })
 	f.dispatch(ctx, work, &routes)
 	grace := time.AfterFunc(f.config().ShutdownGrace, func() { cut(errors.New("stopping")) })
 	routes.Wait()

@@ -293,3 +293,30 @@ func TestASessionThatThePrimaryLimitsIsNoTrouble(t *testing.T) {
 		t.Errorf("%d deliveries, %d troubles", p.Accepted(), w.gates.troubles(p.Addr()))
 	}
 }
+
+func TestMailPastItsTimeIsQuarantinedWhileThePrimaryIsAway(t *testing.T) {
+	p := started(t, nil)
+	w := newWorld(t, "example.org", tier(p))
+	w.gates.set(p.Addr(), false)
+	var ids []mta.ID
+	for range 600 {
+		at := time.Now().Add(-25 * time.Hour)
+		env := &mta.Envelope{ID: mta.NewID(at), Received: at, Expires: at.Add(24 * time.Hour),
+			Rcpts: []mta.Recipient{{Addr: mta.Path{Local: "a", Domain: "example.org"}, Dest: "example.org"}}}
+		w.putEnv(env, "x\r\n")
+		ids = append(ids, env.ID)
+	}
+	young := w.put("x\r\n", "a@example.org")
+	w.start()
+	w.eventually("quarantine", func() bool {
+		for _, id := range ids {
+			if i := w.items(id); len(i) != 1 || !i[0].Held || i[0].Reason.Enhanced != "5.4.7" {
+				return false
+			}
+		}
+		return true
+	})
+	if w.items(young)[0].Held {
+		t.Error("a young one too")
+	}
+}

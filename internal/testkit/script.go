@@ -23,6 +23,7 @@ type Point struct {
 	Conn    int    // sessions since the first Start, from 1
 	Message int    // MAIL commands of this session, from 1; 0 before the first
 	Rcpt    int    // place of the recipient, from 0, at AtRCPT and in LMTP at AtFinal
+	From    string // the reverse-path of the transaction, from MAIL on
 	Arg     string // the path of MAIL and RCPT, the name of EHLO, the attributes of XCLIENT
 }
 

@@ -82,7 +82,6 @@ func (s *session) flush() error {
 
 // say answers with the usual, or does what the script wants. ok tells whether the answer was 2yz or 3yz.
 func (s *session) say(at Point, usual string) (ok bool, err error) {
-	at.Conn, at.Message = s.n, s.mails
 	a := s.ask(at)
 	if a.Say == "" && a.Then == GoOn {
 		a.Say = usual + "\r\n"
@@ -102,6 +101,10 @@ func (s *session) say(at Point, usual string) (ok bool, err error) {
 }
 
 func (s *session) ask(at Point) Action {
+	at.Conn, at.Message = s.n, s.mails
+	if at.From == "" {
+		at.From = s.msg.From
+	}
 	s.p.mu.Lock()
 	script, gate := s.p.script, s.p.gate
 	s.p.mu.Unlock()
@@ -248,7 +251,7 @@ func (s *session) mail(arg string) error {
 		return s.plain("503 5.5.1 nested MAIL")
 	}
 	s.mails++
-	ok, err := s.say(Point{Step: AtMAIL, Arg: path}, "250 2.1.0 ok")
+	ok, err := s.say(Point{Step: AtMAIL, From: path, Arg: path}, "250 2.1.0 ok")
 	if err == nil && ok {
 		s.open = true
 		s.msg = Message{From: path, Params: params, Conn: s.n, Helo: s.helo, XClient: s.client, TLS: s.tls}
@@ -317,7 +320,7 @@ func (s *session) data() error {
 
 // midway is asked once, when the first part of the content has been read.
 func (s *session) midway() error {
-	a := s.ask(Point{Step: AtBody, Conn: s.n, Message: s.mails})
+	a := s.ask(Point{Step: AtBody})
 	if a.Say == "" && a.Then == GoOn {
 		return nil
 	}
@@ -411,7 +414,7 @@ func (s *session) final(content []byte) error {
 	m.Content, m.At = content, time.Now()
 	s.reset()
 	if !s.p.LMTP {
-		ok, err := s.say(Point{Step: AtFinal, Arg: m.From}, "250 2.0.0 taken")
+		ok, err := s.say(Point{Step: AtFinal, From: m.From, Arg: m.From}, "250 2.0.0 taken")
 		if ok {
 			s.p.take(m)
 		}
@@ -420,7 +423,7 @@ func (s *session) final(content []byte) error {
 	taken := m
 	taken.Rcpts = nil
 	for i, r := range m.Rcpts {
-		ok, err := s.say(Point{Step: AtFinal, Rcpt: i, Arg: r}, "250 2.1.5 taken")
+		ok, err := s.say(Point{Step: AtFinal, From: m.From, Rcpt: i, Arg: r}, "250 2.1.5 taken")
 		if err != nil {
 			return err
 		}
