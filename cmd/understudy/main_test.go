@@ -98,7 +98,7 @@ func (s *server) start() {
 		s.t.Fatal(err)
 	}
 	s.until("it is ready", func() bool {
-		st, err := s.admin.Status(s.t.Context())
+		st, err := s.admin.Status(context.Background())
 		return err == nil && st.Ready
 	})
 }
@@ -125,10 +125,20 @@ func (s *server) kill() {
 	s.cmd = nil
 }
 
-// until waits for a condition, at most half a minute.
+// limit is the longest that a test waits for what comes true by itself.
+const limit = 30 * time.Second
+
 func (s *server) until(what string, holds func() bool) {
 	s.t.Helper()
-	until(s.t, what, 30*time.Second, holds)
+	until(s.t, what, limit, holds)
+}
+
+func listens(addr string) bool {
+	c, err := net.Dial("tcp", addr)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
 }
 
 func until(t testing.TB, what string, limit time.Duration, holds func() bool) {
@@ -142,7 +152,7 @@ func until(t testing.TB, what string, limit time.Duration, holds func() bool) {
 
 func (s *server) status() admin.Status {
 	s.t.Helper()
-	st, err := s.admin.Status(s.t.Context())
+	st, err := s.admin.Status(context.Background())
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -62,7 +62,7 @@ func TestPostfixSendsThroughAnOutageOfItsPeer(t *testing.T) {
 	back := time.Now()
 	s.until("the queue is empty", func() bool { return s.waiting() == 0 })
 	t.Logf("%d messages handed to Postfix %v after its return", messages, time.Since(back).Round(time.Millisecond))
-	until(t, "all are in the Maildir", 30*time.Second, func() bool { return primary.Delivered() >= messages })
+	until(t, "all are in the Maildir", limit, func() bool { return primary.Delivered() >= messages })
 	seen := map[int]int{}
 	for _, m := range primary.Messages() {
 		n, hops := delivered(t, m)
@@ -96,7 +96,7 @@ func TestSmtpSourceSendsWhileThePrimaryIsDown(t *testing.T) {
 	}
 	primary.Start()
 	s.until("the queue is empty", func() bool { return s.waiting() == 0 })
-	until(t, "all are in the Maildir", 30*time.Second, func() bool { return primary.Delivered() >= messages })
+	until(t, "all are in the Maildir", limit, func() bool { return primary.Delivered() >= messages })
 	if n := primary.Delivered(); n != messages {
 		t.Errorf("%d messages in the Maildir, want %d", n, messages)
 	}
@@ -116,7 +116,7 @@ func TestPostfixRefusingARecipientEndsInQuarantineAndNoReport(t *testing.T) {
 	}
 	primary.Start()
 	s.until("one is held and none waits", func() bool { return s.held() == 1 && s.waiting() == 0 })
-	until(t, "the other is in the Maildir", 30*time.Second, func() bool { return primary.Delivered() == 1 })
+	until(t, "the other is in the Maildir", limit, func() bool { return primary.Delivered() == 1 })
 	out, err := s.run("queue", "list", "--held")
 	if err != nil || !strings.Contains(out, "gone@example.org") {
 		t.Errorf("queue list --held: %v\n%s", err, out)

@@ -83,7 +83,7 @@ func TestWhatGoesInAsOneMessageComesOutOfPostfixAsOne(t *testing.T) {
 			}
 			primary.Start()
 			s.until("the queue is empty", func() bool { return s.waiting() == 0 })
-			until(t, "all are in the Maildir", 30*time.Second, func() bool { return primary.Delivered() >= taken })
+			until(t, "all are in the Maildir", limit, func() bool { return primary.Delivered() >= taken })
 			if n := primary.Delivered(); n != taken || s.held() != 0 {
 				t.Errorf("%d messages in, %d out, %d held", taken, n, s.held())
 			}

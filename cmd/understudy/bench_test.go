@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"strconv"
+	"testing"
+
+	"understudy/internal/testkit/peer"
+)
+
+// BenchmarkAccept is what it costs to take mail while the primary is away, durably, 4 KiB a message from 20 sessions of
+// smtp-source: by us, by Postfix as a backup MX, and, as the floor, by smtp-sink, which throws it away.
+func BenchmarkAccept(b *testing.B) {
+	peer.Require(b, "smtp-source", "smtp-sink")
+	for _, way := range []struct {
+		name string
+		args []string
+	}{{"reused", []string{"-d"}}, {"one_a_connection", nil}} {
+		b.Run(way.name+"/understudy", func(b *testing.B) {
+			s := newServer(b, fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}\nlog: {level: warn}\n", peer.FreeAddr(b)))
+			s.start()
+			source(b, s.smtp, way.args)
+			if n := s.waiting(); n < int64(b.N) {
+				b.Fatalf("%d messages wait, want %d", n, b.N)
+			}
+			s.stop()
+		})
+		b.Run(way.name+"/postfix", func(b *testing.B) {
+			p := peer.NewPostfix(b, map[string]string{
+				"virtual_mailbox_domains": "", "relay_domains": "example.org", "relay_recipient_maps": "",
+				"relayhost": "[127.0.0.1]:" + port(peer.FreeAddr(b)), "defer_transports": "smtp, relay",
+			})
+			p.Start()
+			source(b, p.Addr, way.args)
+		})
+		b.Run(way.name+"/sink", func(b *testing.B) {
+			addr := peer.FreeAddr(b)
+			sink := exec.Command("smtp-sink", "-u", "nobody", addr, "1000")
+			if err := sink.Start(); err != nil {
+				b.Fatal(err)
+			}
+			defer func() { sink.Process.Kill(); sink.Wait() }()
+			until(b, "the sink listens", limit, func() bool { return listens(addr) })
+			source(b, addr, way.args)
+		})
+	}
+}
+
+// source sends b.N messages and reports how many a second were taken.
+func source(b *testing.B, addr string, more []string) {
+	b.Helper()
+	args := append([]string{"-s", "20", "-l", "4096", "-m", strconv.Itoa(b.N), "-f", "alice@example.net", "-t", "bob@example.org"}, more...)
+	b.ResetTimer()
+	if out, err := exec.Command("smtp-source", append(args, addr)...).CombinedOutput(); err != nil {
+		b.Fatalf("smtp-source: %v\n%s", err, out)
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+}
