@@ -29,7 +29,15 @@ func judge(err error) (r result, ours bool) {
 	if reply := replyOf(err); reply != nil && !errors.Is(err, smtpc.ErrGarbage) {
 		return refused, false
 	}
+	if stepOf(err) == smtpc.StepSTARTTLS && !hungUp(err) && !timedOut(err) { // it answers, and mail may not go there
+		return refused, false
+	}
 	return failed, false
+}
+
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, net.ErrClosed)
 }
 
 func replyOf(err error) *mta.Reply {
@@ -81,7 +89,7 @@ func words(err error) string {
 		return "no route to it"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return "it reset the connection"
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+	case hungUp(err):
 		return "it closed the connection without a word"
 	}
 	if e, ok := errors.AsType[*net.DNSError](err); ok {

@@ -18,26 +18,34 @@ func (p *Prober) event(e mta.Event) {
 	}
 }
 
-// stateEvent tells of a primary that went away or came back. p.mu is held.
+// stateEvent tells of a primary that went away or came back. What an operator has put under maintenance may be away
+// without an alarm. p.mu is held.
 func (p *Prober) stateEvent(w *watch, now time.Time) {
-	e := mta.Event{Kind: mta.EventPrimaryAway, Subject: w.key, Level: mta.Alarm, At: now}
-	switch {
-	case w.belief.state == Up && w.outage == nil:
-		return // we start, and all is well
-	case w.belief.state == Up:
-		e.Level = mta.Over
-		e.Text = fmt.Sprintf("%s takes mail again, after %v.", w.key, now.Sub(w.outage.Begin).Round(time.Second))
-		e.Details = map[string]string{"state": "up"}
-	default:
-		verb := "is down"
-		if w.belief.state == Refusing {
-			verb = "refuses mail"
+	if w.belief.state == Up {
+		text := fmt.Sprintf("%s takes mail again.", w.key)
+		if w.outage != nil {
+			text = fmt.Sprintf("%s takes mail again, after %v.", w.key, now.Sub(w.outage.Begin).Round(time.Second))
 		}
-		e.Text = fmt.Sprintf("%s %s since %s (at %s: %s).", w.key, verb, w.belief.gone.UTC().Format(time.RFC3339), w.last.Step, w.last.Why)
-		e.Details = map[string]string{"state": w.belief.state.String(), "step": w.last.Step, "why": w.last.Why}
+		p.alarm(&w.awayAlarm, false, mta.Event{Kind: mta.EventPrimaryAway, Subject: w.key, At: now, Text: text, Details: map[string]string{"state": "up"}})
+		return
 	}
-	p.event(e)
+	if p.overrideOf(Maintenance, w.key, now) != nil {
+		return
+	}
+	verb := "is down"
+	if w.belief.state == Refusing {
+		verb = "refuses mail"
+	}
+	w.awayAlarm = true // and said again when it changes its state
+	p.event(mta.Event{
+		Kind: mta.EventPrimaryAway, Subject: w.key, Level: mta.Alarm, At: now,
+		Text:    fmt.Sprintf("%s %s since %s (at %s: %s).", w.key, verb, w.belief.gone.UTC().Format(time.RFC3339), w.last.Step, w.last.Why),
+		Details: map[string]string{"state": w.belief.state.String(), "step": w.last.Step, "why": w.last.Why},
+	})
 }
+
+// away reports a primary that is known not to take mail.
+func (w *watch) away() bool { return w.belief.state == Down || w.belief.state == Refusing }
 
 // alarm raises or ends an alarm of w, whose begin is remembered in on. p.mu is held.
 func (p *Prober) alarm(on *bool, now bool, e mta.Event) {
@@ -54,9 +62,8 @@ func (p *Prober) alarm(on *bool, now bool, e mta.Event) {
 
 // clearWatchAlarms ends the alarms of a primary that is none any more. p.mu is held.
 func (p *Prober) clearWatchAlarms(w *watch, now time.Time) {
-	away := w.belief.state == Down || w.belief.state == Refusing
 	text := w.key + " is no primary any more."
-	p.alarm(&away, false, mta.Event{Kind: mta.EventPrimaryAway, Subject: w.key, At: now, Text: text})
+	p.alarm(&w.awayAlarm, false, mta.Event{Kind: mta.EventPrimaryAway, Subject: w.key, At: now, Text: text})
 	p.alarm(&w.flapAlarm, false, mta.Event{Kind: mta.EventFlapping, Subject: w.key, At: now, Text: text})
 	p.alarm(&w.certAlarm, false, mta.Event{Kind: mta.EventCertificate, Subject: w.key, At: now, Text: text})
 }

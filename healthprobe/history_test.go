@@ -213,6 +213,32 @@ func TestMaintenanceClosesAPrimaryUntilItsEnd(t *testing.T) {
 	})
 }
 
+func TestAMaintenanceRaisesNoAlarmUntilItIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, takes)
+		time.Sleep(time.Minute)
+		for _, back := range []bool{true, false} {
+			if err := s.p.Override(t.Context(), Override{Kind: Maintenance, Subject: stageAddr, Until: time.Now().Add(time.Hour)}); err != nil {
+				t.Fatal(err)
+			}
+			s.h.set(refuses)
+			time.Sleep(30 * time.Minute)
+			if back {
+				s.h.set(takes)
+			}
+			time.Sleep(time.Hour)
+		}
+		want := "maintenance notice 192.0.2.10:25, maintenance notice 192.0.2.10:25, " + // begin and end of the first
+			"maintenance notice 192.0.2.10:25, maintenance notice 192.0.2.10:25, primary_away alarm 192.0.2.10:25"
+		if got := strings.Join(s.events.lines(), ", "); got != want {
+			t.Errorf("events %s", got)
+		}
+		if n := len(s.p.Outages(OutageQuery{})); n != 2 {
+			t.Errorf("%d outages were noted, want 2", n)
+		}
+	})
+}
+
 func TestAHoldIsOnTheRoute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t, takes)

@@ -60,12 +60,21 @@ type stateCollector struct{ p *Prober }
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) { ch <- stateDesc; ch <- sinceDesc }
 
 func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
-	c.p.mu.Lock()
-	defer c.p.mu.Unlock()
-	for _, w := range c.p.watches {
-		ch <- prometheus.MustNewConstMetric(stateDesc, prometheus.GaugeValue, 1, w.key, w.belief.state.String())
+	for _, m := range c.p.stateMetrics() { // sent without the lock: who reads them may be slow
+		ch <- m
+	}
+}
+
+func (p *Prober) stateMetrics() []prometheus.Metric {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ms := make([]prometheus.Metric, 0, 2*len(p.watches))
+	for _, w := range p.watches {
+		ms = append(ms, prometheus.MustNewConstMetric(stateDesc, prometheus.GaugeValue, 1, w.key, w.belief.state.String()))
 		if !w.belief.since.IsZero() {
-			ch <- prometheus.MustNewConstMetric(sinceDesc, prometheus.GaugeValue, float64(w.belief.since.UnixMilli())/1e3, w.key)
+			since := float64(w.belief.since.UnixMilli()) / 1e3
+			ms = append(ms, prometheus.MustNewConstMetric(sinceDesc, prometheus.GaugeValue, since, w.key))
 		}
 	}
+	return ms
 }

@@ -269,7 +269,7 @@ func (p *Prober) loadOutages(all []Outage, now time.Time) {
 		case w == nil:
 		case o.End.IsZero():
 			p.outageEnds(w, o.Begin, "its end was not noted")
-			w.outage = o
+			w.outage, w.awayAlarm = o, true
 		case o.Taken > 0 && o.Drained.IsZero() && now.Sub(o.End) < drainWatch:
 			w.drain = o
 		}

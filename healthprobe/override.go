@@ -165,5 +165,8 @@ func (p *Prober) overrideEvent(ctx context.Context, o Override, msg, text string
 		Kind: mta.EventMaintenance, Subject: o.Subject, Level: mta.Notice, At: time.Now(),
 		Text: strings.ToUpper(text[:1]) + text[1:], Details: map[string]string{"kind": string(o.Kind), "why": o.Why},
 	})
+	if w := p.watches[o.Subject]; w != nil && w.away() && !w.awayAlarm { // the maintenance is over, and it is not back
+		p.stateEvent(w, time.Now())
+	}
 	p.tell()
 }

@@ -59,6 +59,7 @@ type target struct {
 	depth    smtpc.Step
 	hostname string
 	timeout  time.Duration
+	options  smtpc.Options // as a delivery would have them
 }
 
 // probe talks to a primary as a delivery would, and sends nothing.
@@ -66,7 +67,8 @@ func probe(ctx context.Context, d *smtpc.Dialer, t target) Probe {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
 	p := Probe{At: time.Now()}
-	c, err := d.DialWith(ctx, t.primary, smtpc.Options{Stop: dialDepth(t.depth)})
+	t.options.Stop, t.options.Client = dialDepth(t.depth), nil
+	c, err := d.DialWith(ctx, t.primary, t.options)
 	if err != nil {
 		if e, ok := errors.AsType[*smtpc.Error](err); ok {
 			p.Facts = facts(e.Trace)

@@ -21,6 +21,9 @@ type Deps struct {
 	Resolver Resolver
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // nil: none
+	// Options says how a delivery for a domain would dial: TLS, LMTP, a PROXY header. A probe does the same, without a
+	// client, or it would find a primary well that no mail can be brought to, or the other way round. nil: plainly.
+	Options func(domain string) smtpc.Options
 	// Own lists the addresses of this host; nil: those of its interfaces.
 	Own func() []netip.Addr
 	// Tables keep what must survive a restart; nil: nothing does.

@@ -118,9 +118,10 @@ func (p *Prober) sleep(now time.Time) time.Duration {
 
 // startProbe begins the probe of w. p.mu is held.
 func (p *Prober) startProbe(ctx context.Context, wg *sync.WaitGroup, w *watch, now time.Time) {
-	w.asked = w.subject()
+	subject := w.subject()
+	w.asked = subject
 	t := target{
-		primary: w.primary, to: p.recipient(w.asked), knows: w.memory.Postmaster && w.belief.state != Up,
+		primary: w.primary, to: p.recipient(subject), knows: w.memory.Postmaster && w.belief.state != Up,
 		depth: depths[p.cfg.Depth], hostname: p.deps.Dialer.Hostname, timeout: p.cfg.Timeout,
 	}
 	d := *p.deps.Dialer
@@ -130,6 +131,9 @@ func (p *Prober) startProbe(ctx context.Context, wg *sync.WaitGroup, w *watch, n
 	p.metrics.running.Inc()
 	w.running, w.again, w.started = true, false, now
 	wg.Go(func() {
+		if p.deps.Options != nil {
+			t.options = p.deps.Options(subject) // it may read files: not under the lock
+		}
 		r := probe(ctx, &d, t)
 		p.finishProbe(ctx, w, r)
 	})

@@ -25,7 +25,7 @@ type watch struct {
 	again   bool      // and another was asked for meanwhile
 	dropped bool      // no domain has it as a primary any more
 
-	flapAlarm, certAlarm bool // raised
+	awayAlarm, flapAlarm, certAlarm bool // raised
 }
 
 func newWatch(p mta.Primary) *watch {

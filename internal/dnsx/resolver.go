@@ -58,7 +58,6 @@ type MXs struct {
 	Hosts     []MX          // best first
 	Null      bool          // the domain says that it takes no mail (RFC 7505)
 	Bad       []string      // targets that are no host names, as they were found
-	Alias     string        // the name that the domain is a CNAME of, if it is one
 	Authentic bool          // validated by DNSSEC
 	TTL       time.Duration // how long this holds
 }
@@ -70,7 +69,7 @@ func (r *Resolver) LookupMX(ctx context.Context, domain string) (MXs, error) {
 	if err != nil {
 		return MXs{}, err
 	}
-	mxs := MXs{Alias: host(a.alias), Authentic: a.authentic, TTL: a.ttl}
+	mxs := MXs{Authentic: a.authentic, TTL: a.ttl}
 	for _, rr := range a.rrs {
 		mx, ok := rr.(*dns.MX)
 		if !ok {
