@@ -45,7 +45,7 @@ func (w *wire) etrnReply(err error, domain string) *mta.Reply {
 	if r, ok := errors.AsType[*mta.Reply](err); ok {
 		return r
 	}
-	w.log.Error("own fault", "domain", domain, "err", err)
+	w.log.Error("own fault", "peer", w.remote, "domain", domain, "err", err)
 	return mta.NewReply(458, "4.3.0", "%s can't be probed now", domain)
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -16,11 +17,11 @@ var ourFault = mta.NewReply(451, "4.3.0", "local trouble, please try again later
 
 // replyTo is the one door from errors to SMTP: a *mta.Reply in the chain is said as it is, any other error is our own
 // fault, said without detail and logged with it.
-func replyTo(err error, log *slog.Logger) *mta.Reply {
+func replyTo(err error, log *slog.Logger, peer netip.AddrPort) *mta.Reply {
 	if r, ok := errors.AsType[*mta.Reply](err); ok && r.Code >= 200 && r.Code <= 599 {
 		return r
 	}
-	log.Error("own fault", "err", err)
+	log.Error("own fault", "peer", peer, "err", err)
 	return ourFault
 }
 

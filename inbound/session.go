@@ -70,7 +70,7 @@ func (s *session) say(r *mta.Reply) error {
 func (s *session) Mail(string, *smtp.MailOptions) error {
 	env, size, err := s.mail()
 	if err != nil {
-		return s.say(replyTo(err, s.log))
+		return s.say(replyTo(err, s.log, s.w.remote))
 	}
 	s.env, s.size = env, size
 	return s.say(senderOK)
@@ -124,7 +124,7 @@ func (s *session) tooLarge() *mta.Reply {
 // Rcpt adds a recipient.
 func (s *session) Rcpt(string, *smtp.RcptOptions) error {
 	if err := s.rcpt(); err != nil {
-		r := replyTo(err, s.log)
+		r := replyTo(err, s.log, s.w.remote)
 		s.log.Info("recipient refused", "peer", s.w.remote, "from", s.env.From, "to", printable(s.w.cmd.arg), "code", r.Code, "reply", r.String())
 		return s.say(r)
 	}
@@ -192,6 +192,8 @@ func (s *session) Data(io.Reader) error {
 	defer b.Close()
 	err := s.take(b)
 	if err != nil && s.w.content.err != nil && !errors.Is(s.w.content.err, io.EOF) {
+		s.log.LogAttrs(s.ctx, slog.LevelInfo, "message cut short", slog.Any("peer", s.w.remote), slog.String("from", env.From.String()),
+			slog.Int64("size", b.size), slog.Duration("took", time.Since(begun)), slog.Any("err", err))
 		return refusal // the message never ended, and who would hear of it is gone
 	}
 	if err == nil {
@@ -199,7 +201,7 @@ func (s *session) Data(io.Reader) error {
 	}
 	reply := &mta.Reply{Code: 250, Enhanced: "2.0.0", Text: "ok, queued as " + env.ID.String()}
 	if err != nil {
-		reply = replyTo(err, s.log)
+		reply = replyTo(err, s.log, s.w.remote)
 	}
 	s.srv.metrics.messages.of(reply.Code).Inc()
 	s.logMessage(env, b.size, reply, time.Since(begun))

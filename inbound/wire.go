@@ -12,7 +12,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"understudy/internal/mta"
@@ -28,6 +27,7 @@ const (
 	keepLarge    = time.Second      // how long a client may be silent before its large buffer is taken back
 	maxJunk      = 100              // commands without effect between messages; each further one is an error
 	tlsTimeout   = 60 * time.Second // for a handshake
+	nameTimeout  = 5 * time.Second  // for the client's name: without it, mail is taken all the same
 )
 
 var largePool = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
@@ -76,7 +76,6 @@ type wire struct {
 
 	ended  bool // the last word was said, or the client is gone
 	closed bool
-	killed atomic.Bool
 }
 
 func (w *wire) LocalAddr() net.Addr              { return w.raw.LocalAddr() }
@@ -89,10 +88,7 @@ func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 func (w *wire) poke() { w.raw.SetReadDeadline(time.Unix(1, 0)) }
 
 // kill ends the connection now.
-func (w *wire) kill() {
-	w.killed.Store(true)
-	w.raw.Close()
-}
+func (w *wire) kill() { w.raw.Close() }
 
 // Read gives go-smtp its next command line. go-smtp reads only when it has answered the one before, so whatever the
 // wire answers itself meanwhile is in its place.
@@ -434,7 +430,7 @@ func (w *wire) peer(smtputf8 bool) mta.Peer {
 	switch {
 	case smtputf8:
 		p.Proto = "UTF8SMTP" // RFC 6531, 4.3
-	case w.esmtp:
+	case w.esmtp || w.secured != nil: // there is no keyword for HELO after STARTTLS, which took an EHLO
 		p.Proto = "ESMTP"
 	}
 	if s := w.secured; s != nil {
@@ -444,10 +440,12 @@ func (w *wire) peer(smtputf8 bool) mta.Peer {
 	return p
 }
 
-// lookup finds the client's confirmed name once a connection.
+// lookup finds the client's confirmed name.
 func (w *wire) lookup(ctx context.Context) string {
 	if w.srv.deps.Names == nil {
 		return ""
 	}
+	ctx, cancel := context.WithTimeout(ctx, nameTimeout)
+	defer cancel()
 	return w.srv.deps.Names(ctx, w.remote.Addr())
 }
