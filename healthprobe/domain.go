@@ -62,16 +62,16 @@ func (p *Prober) find(ctx context.Context, name string) (finding, error) {
 	mxs, err := p.deps.Resolver.LookupMX(ctx, name)
 	switch {
 	case errors.Is(err, dnsx.ErrNoName):
-		f.none, f.gone = "the domain does not exist in the DNS", true
+		f.none, f.gone, f.ttl = "the domain does not exist in the DNS", true, 0 // soon again: the resolver knows how long it holds
 		f.notes = []string{f.none}
 		return f, nil
 	case errors.Is(err, dnsx.ErrNotFound): // its addresses are its mail exchanger (RFC 5321, 5.1)
-		mxs = dnsx.MXs{Hosts: []dnsx.MX{{Host: name}}, TTL: f.ttl}
+		mxs = dnsx.MXs{Hosts: []dnsx.MX{{Host: name}}}
 		f.notes = append(f.notes, "it has no MX records: its own addresses are used")
 	case err != nil:
 		return finding{}, err
 	case mxs.Null:
-		f.none, f.null = "its MX record says that it takes no mail (RFC 7505)", true
+		f.none, f.null, f.ttl = "its MX record says that it takes no mail (RFC 7505)", true, mxs.TTL
 		f.notes = []string{f.none}
 		return f, nil
 	}

@@ -127,6 +127,9 @@ func (p *Prober) Overrides() []Override {
 
 // overrideOf returns the override of that kind that is in force for a subject. p.mu is held.
 func (p *Prober) overrideOf(kind OverrideKind, subject string, now time.Time) *Override {
+	if len(p.overrides) == 0 { // the usual, and asked for each message
+		return nil
+	}
 	o, ok := p.overrides[Override{Kind: kind, Subject: subject}.key()]
 	if !ok || !o.holds(now) {
 		return nil

@@ -354,6 +354,10 @@ func (p *Prober) HintFrom(addr netip.Addr) {
 func (p *Prober) probeNow(w *watch, now time.Time) {
 	if w.running {
 		w.again = true
+		if w.away() && !w.firm && now.Sub(w.started) >= hangs {
+			w.cut = true
+			w.cancel()
+		}
 		return
 	}
 	at := w.started.Add(minGap)

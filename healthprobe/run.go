@@ -130,12 +130,15 @@ func (p *Prober) startProbe(ctx context.Context, wg *sync.WaitGroup, w *watch, n
 	p.probing++
 	p.metrics.running.Inc()
 	w.running, w.again, w.started = true, false, now
+	w.firm, w.cut = w.cut, false
+	pctx, cancel := context.WithCancel(ctx)
+	w.cancel = cancel
 	wg.Go(func() {
+		defer cancel()
 		if p.deps.Options != nil {
 			t.options = p.deps.Options(subject) // it may read files: not under the lock
 		}
-		r := probe(ctx, &d, t)
-		p.finishProbe(ctx, w, r)
+		p.finishProbe(ctx, w, probe(pctx, &d, t))
 	})
 }
 
@@ -166,6 +169,11 @@ func (p *Prober) finishProbe(ctx context.Context, w *watch, r Probe) {
 	if w.dropped || ctx.Err() != nil { // a probe that our own stopping cut off says nothing
 		return
 	}
+	if w.cut && !r.OK {
+		p.probes.set(w, time.Time{})
+		return
+	}
+	w.cut = false
 	p.count(r)
 	now := time.Now()
 	if r.ours {

@@ -8,6 +8,9 @@ const (
 	freshRefusal = time.Minute
 	// minGap is the least time between two probes of one primary, whoever asks for them.
 	minGap = 100 * time.Millisecond
+	// hangs is how long a probe of a primary that is away may take before a hint puts a new one in its place: it may
+	// have begun before the primary was back, and wait for an answer that was lost.
+	hangs = time.Second
 	// maxUnprobed is for how many intervals mail that a primary takes may stand in for a probe: its certificate and
 	// what it offers want to be seen now and then.
 	maxUnprobed = 4

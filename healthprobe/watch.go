@@ -23,6 +23,9 @@ type watch struct {
 	proved  time.Time // when it last took mail from us
 	running bool      // a probe is on its way
 	again   bool      // and another was asked for meanwhile
+	cancel  func()    // ends the running probe
+	cut     bool      // it was ended so, for another
+	firm    bool      // it is that other one, and is not to be ended
 	dropped bool      // no domain has it as a primary any more
 
 	awayAlarm, flapAlarm, certAlarm bool // raised

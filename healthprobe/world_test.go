@@ -279,6 +279,74 @@ func TestAFirstSuccessIsConfirmedAtOnce(t *testing.T) {
 	}
 }
 
+func TestAHintDoesNotWaitForAProbeThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		const addr = "192.0.2.10:25"
+		h := newHost(t, takes)
+		w.hosts[addr] = h
+		var stuck atomic.Bool // a session whose server has died: it stays so when the server is back
+		h.primary.SetScript(func(at testkit.Point) testkit.Action {
+			if stuck.Load() && at.Step == testkit.AtBanner {
+				return testkit.StallNow
+			}
+			return testkit.Action{}
+		})
+		p := start(t, DefaultConfig(), map[string]Domain{"example.org": {Primaries: []string{addr}}}, Deps{Dialer: w.dialer()})
+		time.Sleep(time.Second)
+		stuck.Store(true)
+		time.Sleep(2 * time.Minute)
+		for n := h.dialled(); h.dialled() == n; {
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(5 * time.Second) // a probe hangs, for ten seconds more
+		stuck.Store(false)
+		if p.Open(addr) {
+			t.Fatal("it is open although every session stalled")
+		}
+		before := h.dialled()
+		p.Hint("example.org")
+		hinted := time.Now()
+		for !p.Open(addr) {
+			p.Hint("example.org")
+			time.Sleep(20 * time.Millisecond)
+		}
+		if took := time.Since(hinted); took > 300*time.Millisecond {
+			t.Errorf("open after %v", took)
+		}
+		if n := h.dialled() - before; n > 4 {
+			t.Errorf("it took %d probes", n)
+		}
+	})
+}
+
+func TestHintsByTheHundredLetASlowProbeEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		const addr = "192.0.2.10:25"
+		h := newHost(t, refuses)
+		w.hosts[addr] = h
+		p := start(t, DefaultConfig(), map[string]Domain{"example.org": {Primaries: []string{addr}}}, Deps{Dialer: &smtpc.Dialer{
+			Hostname: "mx2.example.org", Net: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				time.Sleep(2 * time.Second) // a long way
+				if err := ctx.Err(); err != nil {
+					return nil, err
+				}
+				return w.dial(ctx, network, addr)
+			},
+		}})
+		time.Sleep(10 * time.Second)
+		h.set(takes)
+		for range 200 {
+			p.Hint("example.org")
+			time.Sleep(100 * time.Millisecond)
+		}
+		if !p.Open(addr) {
+			t.Errorf("it is %+v", p.one(addr))
+		}
+	})
+}
+
 func TestProbesAreAsManyAsTheScheduleSays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
