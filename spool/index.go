@@ -11,12 +11,12 @@ import (
 )
 
 // index knows what waits. It is all that stays in memory of a spooled message, so its rows are small and hold no
-// pointers: a million messages cost about 100 MB and no work for the garbage collector. It does no I/O and takes no
+// pointers: a million messages cost about 90 MB and no work for the garbage collector. It does no I/O and takes no
 // lock; it is told the time.
 type index struct {
-	byID  map[mta.ID]uint32 // row in msgs
-	msgs  table[msgRow]
-	dels  table[delRow]
+	byID  idTable
+	msgs  rows[msgRow]
+	dels  rows[delRow]
 	dests []*destRow // nil where a number is free
 	names map[string]uint32
 	free  []uint32 // numbers of dests
@@ -73,39 +73,8 @@ type lease struct {
 	lapsed bool
 }
 
-// table is a slice that grows by pages, so that growing copies nothing and frees no large garbage.
-type table[T any] struct {
-	pages [][]T
-	used  uint32
-	free  []uint32
-}
-
-const pageRows = 4096
-
-func (t *table[T]) at(i uint32) *T { return &t.pages[i/pageRows][i%pageRows] }
-
-func (t *table[T]) add() uint32 {
-	if n := len(t.free); n > 0 {
-		i := t.free[n-1]
-		t.free = t.free[:n-1]
-		return i
-	}
-	if int(t.used) == len(t.pages)*pageRows {
-		t.pages = append(t.pages, make([]T, pageRows))
-	}
-	t.used++
-	return t.used - 1
-}
-
-func (t *table[T]) remove(i uint32) {
-	var zero T
-	*t.at(i) = zero
-	t.free = append(t.free, i)
-}
-
 func newIndex(now time.Time) index {
 	return index{
-		byID:      make(map[mta.ID]uint32),
 		names:     make(map[string]uint32),
 		leases:    make(map[uint32]lease),
 		token:     uint64(max(now.UnixNano(), 0)), // rises over restarts too
@@ -137,7 +106,7 @@ func (x *index) add(env *mta.Envelope, at loc, size int64, p *progress) {
 	if !env.Expires.IsZero() {
 		row.expires = millis(env.Expires)
 	}
-	x.byID[env.ID] = m
+	x.byID.add(m, &x.msgs)
 	x.bytes += size
 	for i := range p.dests {
 		if s := p.standing(env, &p.dests[i]); s.open > 0 {
@@ -180,8 +149,11 @@ func (x *index) dest(name string) uint32 {
 
 // find gives a message's row.
 func (x *index) find(id mta.ID) (uint32, bool) {
-	m, ok := x.byID[id]
-	return m, ok
+	slot, ok := x.byID.find(&id, &x.msgs)
+	if !ok {
+		return none, false
+	}
+	return x.byID.slots[slot] - 1, true
 }
 
 // delivery gives the row of a message's delivery to a destination.
@@ -243,11 +215,26 @@ func (x *index) remove(m uint32) {
 func (x *index) removeMessage(m uint32) {
 	row := x.msgs.at(m)
 	x.bytes -= row.size
-	delete(x.byID, row.id)
+	x.byID.remove(&row.id, &x.msgs)
 	x.msgs.remove(m)
-	if len(x.byID) == 0 {
-		x.byID = make(map[mta.ID]uint32) // a map does not shrink by itself
-		x.msgs, x.dels = table[msgRow]{}, table[delRow]{}
+	if x.byID.n == 0 {
+		x.clear()
+	}
+}
+
+// clear gives the memory back.
+func (x *index) clear() {
+	x.byID = idTable{}
+	x.msgs.clear()
+	x.dels.clear()
+}
+
+// each calls f for every message until it returns false.
+func (x *index) each(f func(m uint32, row *msgRow) bool) {
+	for m := range x.msgs.used {
+		if row := x.msgs.at(m); !row.id.IsZero() && !f(m, row) {
+			return
+		}
 	}
 }
 
@@ -576,18 +563,16 @@ func (x *index) ids(q *Query, after mta.ID, inclusive bool, n int) []mta.ID {
 		slices.SortFunc(list, func(a, b mta.ID) int { return bytes.Compare(a[:], b[:]) })
 		list = list[:min(len(list), limit)]
 	}
-	for id, m := range x.byID {
-		if c := bytes.Compare(id[:], after[:]); c < 0 || c == 0 && !inclusive {
-			continue
+	x.each(func(m uint32, row *msgRow) bool {
+		if c := bytes.Compare(row.id[:], after[:]); c < 0 || c == 0 && !inclusive || !x.matches(q, m) {
+			return true
 		}
-		if !x.matches(q, m) {
-			continue
-		}
-		list = append(list, id)
+		list = append(list, row.id)
 		if n >= 0 && len(list) >= 8*n+1024 {
 			trim(n)
 		}
-	}
+		return true
+	})
 	if n < 0 {
 		n = len(list)
 	}

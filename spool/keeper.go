@@ -158,13 +158,13 @@ func (s *Store) contentByGeneration() map[uint32]int64 {
 	sum := make(map[uint32]int64)
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
-	for _, m := range s.idx.byID {
-		row := s.idx.msgs.at(m)
+	s.idx.each(func(_ uint32, row *msgRow) bool {
 		sum[row.loc.gen] += record
 		if row.size <= inlineMax {
 			sum[row.loc.gen] += row.size
 		}
-	}
+		return true
+	})
 	return sum
 }
 
@@ -184,11 +184,12 @@ func (s *Store) evacuateLeft(ctx context.Context) {
 func (s *Store) evacuate(ctx context.Context, g *generation) {
 	var ids []mta.ID
 	s.queue.mu.Lock()
-	for id, m := range s.idx.byID {
-		if s.idx.msgs.at(m).loc.gen == g.num {
-			ids = append(ids, id)
+	s.idx.each(func(_ uint32, row *msgRow) bool {
+		if row.loc.gen == g.num {
+			ids = append(ids, row.id)
 		}
-	}
+		return true
+	})
 	s.queue.mu.Unlock()
 	for group := range slices.Chunk(ids, evacuateWrites) {
 		if err := s.enter(ctx); err != nil {
@@ -321,11 +322,13 @@ func (s *Store) remove(g *generation) error {
 func (s *Store) holds(g *generation) bool {
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
-	for _, m := range s.idx.byID {
-		if s.idx.msgs.at(m).loc.gen == g.num {
-			s.log.Error("generation counts no messages but has some", slog.String("dir", g.dir))
-			return true
-		}
+	held := false
+	s.idx.each(func(_ uint32, row *msgRow) bool {
+		held = row.loc.gen == g.num
+		return !held
+	})
+	if held {
+		s.log.Error("generation counts no messages but has some", slog.String("dir", g.dir))
 	}
-	return false
+	return held
 }

@@ -17,6 +17,8 @@ var children = map[string]func(dir string) error{
 	"full":  childFull,
 	"files": childFiles,
 	"scan":  childScan,
+	"fill":  childFill,
+	"drain": childDrain,
 }
 
 func TestMain(m *testing.M) {

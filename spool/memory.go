@@ -69,6 +69,7 @@ func (m *Memory) Damage(id mta.ID) {
 func (m *Memory) Close() error {
 	if m.shut() {
 		m.hints.close()
+		m.forget()
 	}
 	return nil
 }
@@ -85,19 +86,20 @@ func (r *memoryRow) decode() (*message, *progress, error) {
 	return msg, p, err
 }
 
-func (m *Memory) put(ctx context.Context, env *mta.Envelope, _ *progress, body io.Reader) (loc, int64, error) {
+func (m *Memory) put(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) error {
 	content, err := io.ReadAll(readerCtx{ctx, body})
 	if err != nil {
-		return loc{}, 0, err
+		return err
 	}
 	if err := m.quotas(env, int64(len(content))); err != nil {
-		return loc{}, 0, err
+		return err
 	}
 	if err := m.enter(ctx); err != nil {
-		return loc{}, 0, err
+		return err
 	}
 	defer m.leave()
-	return m.disk.add(env, content), int64(len(content)), nil
+	m.arrived(env, p, m.disk.add(env, content), int64(len(content)))
+	return nil
 }
 
 func (d *memoryDisk) add(env *mta.Envelope, content []byte) loc {

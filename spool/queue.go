@@ -15,8 +15,8 @@ import (
 
 // backing keeps messages for a queue. What it says is stored is on stable storage, as far as the engine promises.
 type backing interface {
-	// put stores a new message; without p it is at its beginning.
-	put(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (at loc, size int64, err error)
+	// put stores a new message, which without p is at its beginning, and tells arrived of it within the same step.
+	put(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) error
 	// load reads a message and how far it has come; errMoved if it is not there.
 	load(at loc) (*message, *progress, error)
 	// persist makes changes durable, each one whole or not at all, and sets where reports came to lie.
@@ -88,13 +88,21 @@ func (q *queue) enter(ctx context.Context) error {
 
 func (q *queue) leave() { q.life.RUnlock() }
 
-// shut ends the queue: no step is under way when it returns, and none begins.
+// shut ends the queue, once: no step is under way when it returns, and none begins.
 func (q *queue) shut() bool {
 	q.life.Lock()
 	defer q.life.Unlock()
 	was := q.closed
 	q.closed = true
 	return !was
+}
+
+// forget gives the index's memory back; nothing may ask it any more.
+func (q *queue) forget() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.idx.clear()
+	q.idx.dests, q.idx.names, q.idx.leases = nil, nil, nil
 }
 
 // lock takes the locks of messages, each once and in one order; the function gives them back.
@@ -134,20 +142,23 @@ func (q *queue) take(ctx context.Context, env *mta.Envelope, p *progress, body i
 		return false, err
 	}
 	defer q.unannounce(env.ID)
-	at, size, err := q.back.put(ctx, env, p, body)
-	if err != nil {
+	if err := q.back.put(ctx, env, p, body); err != nil {
 		return false, fmt.Errorf("spool: put %s: %w", env.ID, err)
 	}
-	if p == nil {
-		p = begin(env)
-	}
-	q.mu.Lock()
-	q.idx.add(env, at, size, p)
-	q.mu.Unlock()
 	if !env.Due.After(time.Now()) {
 		q.hints.tell(env.Dests()...)
 	}
 	return true, nil
+}
+
+// arrived takes a message that was stored into the index.
+func (q *queue) arrived(env *mta.Envelope, p *progress, at loc, size int64) {
+	if p == nil {
+		p = begin(env)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.idx.add(env, at, size, p)
 }
 
 // checkEnvelope refuses what could not be found again.
@@ -661,7 +672,7 @@ func (q *queue) Usage(ctx context.Context) (Usage, error) {
 	defer q.leave()
 	u := Usage{MaxBytes: int64(q.cfg.MaxSize), AsOf: time.Now()}
 	q.mu.Lock()
-	u.Messages, u.Bytes = int64(len(q.idx.byID)), q.idx.bytes
+	u.Messages, u.Bytes = int64(q.idx.byID.n), q.idx.bytes
 	q.mu.Unlock()
 	q.back.usage(&u)
 	return u, nil

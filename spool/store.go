@@ -135,78 +135,71 @@ func (s *Store) prepareFolder() error {
 }
 
 // put implements backing.
-func (s *Store) put(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (loc, int64, error) {
-	at, size, err := s.receive(ctx, env, p, body)
+func (s *Store) put(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) error {
+	err := s.receive(ctx, &message{env: env}, p, body)
+	result := "stored"
 	if err != nil {
-		s.stats.puts.WithLabelValues("failed").Inc()
-		return loc{}, 0, err
+		result = "failed"
 	}
-	s.stats.puts.WithLabelValues("stored").Inc()
-	return at, size, nil
+	s.stats.puts.WithLabelValues(result).Inc()
+	return err
 }
 
 // receive reads the content, which takes as long as the sender likes, and only then begins the step.
-func (s *Store) receive(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (loc, int64, error) {
+func (s *Store) receive(ctx context.Context, m *message, p *progress, body io.Reader) error {
 	if err := s.space.room(0); err != nil {
-		return loc{}, 0, err
+		return err
 	}
+	body = readerCtx{ctx, body}
 	buf := buffers.Get().(*[]byte)
-	at, size, err := s.receiveInto(ctx, env, p, *buf, body)
+	n, err := fill(body, *buf)
+	switch err {
+	case nil: // more than fits
+		err = s.receiveFile(ctx, m, p, io.MultiReader(bytes.NewReader(*buf), body))
+	case io.EOF:
+		m.size, m.sum = int64(n), checksum((*buf)[:n])
+		err = s.commit(ctx, m, p, (*buf)[:n])
+	default:
+		err = fmt.Errorf("read content: %w", err)
+	}
 	if !errors.Is(err, ErrUnknown) { // unknown: a commit may still be reading it
 		buffers.Put(buf)
 	}
-	return at, size, err
-}
-
-func (s *Store) receiveInto(ctx context.Context, env *mta.Envelope, p *progress, buf []byte, body io.Reader) (loc, int64, error) {
-	n, err := fill(readerCtx{ctx, body}, buf)
-	switch err {
-	case nil: // more than fits
-		return s.receiveFile(ctx, env, p, io.MultiReader(bytes.NewReader(buf), body))
-	case io.EOF:
-	default:
-		return loc{}, 0, fmt.Errorf("read content: %w", err)
-	}
-	m := &message{size: int64(n), sum: checksum(buf[:n]), env: env}
-	at, err := s.commit(ctx, m, p, buf[:n])
-	return at, m.size, err
+	return err
 }
 
 // buffers hold content that goes into the database, and one octet more to know that it ends.
 var buffers = sync.Pool{New: func() any { b := make([]byte, inlineMax+1); return &b }}
 
 // receiveFile takes content that is larger than the database wants.
-func (s *Store) receiveFile(ctx context.Context, env *mta.Envelope, p *progress, body io.Reader) (loc, int64, error) {
-	m := &message{env: env}
-	f, err := s.createBody(env.ID)
+func (s *Store) receiveFile(ctx context.Context, m *message, p *progress, body io.Reader) error {
+	f, err := s.createBody(m.env.ID)
 	if err != nil {
-		return loc{}, 0, err
+		return err
 	}
-	m.file, m.seal = f.num, s.keys.key != nil
-	err = f.fill(readerCtx{ctx, body}, s.space)
-	m.size, m.sum = f.size, f.sum.Sum64()
-	var at loc
+	err = f.fill(body, s.space)
 	if err == nil {
 		err = f.commit()
 	}
 	if err == nil {
-		at, err = s.commit(ctx, m, p, nil)
+		m.size, m.sum, m.file, m.seal = f.size, f.sum.Sum64(), f.num, s.keys.key != nil
+		err = s.commit(ctx, m, p, nil)
 	}
 	if err != nil && !errors.Is(err, ErrUnknown) { // unknown: the record may be there, so the content stays
 		f.remove()
 	}
-	return at, m.size, err
+	return err
 }
 
 // commit stores the record, with the progress if there is some, and the content if it has no file. Once it began the
 // client's hang-up changes nothing.
-func (s *Store) commit(ctx context.Context, m *message, p *progress, content []byte) (loc, error) {
+func (s *Store) commit(ctx context.Context, m *message, p *progress, content []byte) error {
 	if err := s.enter(ctx); err != nil {
-		return loc{}, err
+		return err
 	}
 	defer s.leave()
 	if err := s.admit(m); err != nil {
-		return loc{}, err
+		return err
 	}
 	start := time.Now()
 	at, err := s.add(func(seq uint32) []entry {
@@ -219,8 +212,12 @@ func (s *Store) commit(ctx context.Context, m *message, p *progress, content []b
 		}
 		return entries
 	}, 1)
+	if err != nil {
+		return err
+	}
 	s.stats.putTime.Observe(time.Since(start).Seconds())
-	return at, err
+	s.arrived(m.env, p, at, m.size)
+	return nil
 }
 
 // admit asks again what was asked before the content came.
@@ -513,7 +510,7 @@ func (s *Store) usage(u *Usage) {
 func (s *Store) glance() Usage {
 	var u Usage
 	s.queue.mu.Lock()
-	u.Messages, u.Bytes = int64(len(s.idx.byID)), s.idx.bytes
+	u.Messages, u.Bytes = int64(s.idx.byID.n), s.idx.bytes
 	s.queue.mu.Unlock()
 	if d, err := s.space.disk(); err == nil {
 		u.DiskFree = d.free
@@ -543,6 +540,7 @@ func (s *Store) Close() error {
 			g.abandon()
 		}
 	}
+	s.forget()
 	errs = append(errs, s.flock.Close())
 	return errors.Join(errs...)
 }
