@@ -461,3 +461,26 @@ func TestEndlessContentIsCutOff(t *testing.T) {
 	}()
 	c.want("552 5.3.4")
 }
+
+// A busy client's large buffer is taken back when it falls silent, also in the middle of a command.
+func TestSilentClientsBufferIsTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, dial := bubble(t, testConfig(t), nil)
+		c := dial().hello()
+		for range 3 {
+			c.transaction()
+			c.say("DATA", "354")
+			c.send(strings.Repeat("x", 5000) + "\r\n")
+			c.say(".", "250")
+			c.send("NO")
+			time.Sleep(2 * keepLarge)
+			synctest.Wait()
+			r.each(func(w *wire) {
+				if w.large != nil || len(w.in) != smallBuffer {
+					t.Errorf("%d octets are held", len(w.in))
+				}
+			})
+			c.say("OP", "250 2.0.0 done")
+		}
+	})
+}
