@@ -145,7 +145,9 @@ func (c *Config) paths() []*string {
 }
 
 // paths are the places of a domain that hold the path of a file.
-func (d *Domain) paths() []*string { return []*string{&d.Policy.Recipients} }
+func (d *Domain) paths() []*string {
+	return []*string{&d.Policy.Recipients, &d.Forwarder.TLSCA, &d.Forwarder.TLSCert, &d.Forwarder.TLSKey}
+}
 
 // Validate reports every fault of the whole; their keys are the full ones.
 func (c *Config) Validate() []mta.Fault {
