@@ -248,7 +248,7 @@ func TestNoPathIsForgotten(t *testing.T) {
 	for _, v := range []reflect.Value{reflect.ValueOf(c).Elem(), reflect.ValueOf(&d).Elem()} {
 		eachString(v, "", func(key string, p *string) {
 			last := key[strings.LastIndex(key, ".")+1:]
-			isPath := slices.Contains([]string{"dir", "socket", "recipients", "cert", "key", "root_cas", "client_ca"}, last) ||
+			isPath := slices.Contains([]string{"dir", "socket", "recipients", "cert", "key", "root_cas", "client_ca", "tls_ca", "tls_cert", "tls_key"}, last) ||
 				strings.HasSuffix(last, "_file") || strings.HasSuffix(last, "_dir")
 			if isPath != known[p] {
 				t.Errorf("%s: looks like a path: %v, is treated as one: %v", key, isPath, known[p])
