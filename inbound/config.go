@@ -143,29 +143,49 @@ func DefaultConfig() Config {
 
 // Validate reports every fault.
 func (c *Config) Validate() []mta.Fault {
-	var faults []mta.Fault
-	fault := func(key, format string, args ...any) { faults = append(faults, mta.NewFault(key, format, args...)) }
+	var faults faults
 	if _, err := mta.Domain(c.Hostname); err != nil {
-		fault("hostname", "our own name is needed: %v", err)
+		faults.add("hostname", "our own name is needed: %v", err)
 	}
 	if len(c.Listen) == 0 {
-		fault("listen", "name at least one address, for example :25")
+		faults.add("listen", "name at least one address, for example :25")
 	}
 	for i, l := range c.Listen {
-		faults = append(faults, l.validate(fmt.Sprintf("listen[%d]", i))...)
+		l.validate(&faults, fmt.Sprintf("listen[%d]", i))
 	}
 	if c.MaxMessageSize < minMessageSize {
-		fault("max_message_size", "must be at least %s", minMessageSize)
+		faults.add("max_message_size", "must be at least %s", minMessageSize)
 	}
 	if c.MaxRecipients < minRecipients {
-		fault("max_recipients", "must be at least %d (RFC 5321, 4.5.3.1.8)", minRecipients)
+		faults.add("max_recipients", "must be at least %d (RFC 5321, 4.5.3.1.8)", minRecipients)
 	}
 	if c.BareNewline != NormalizeNewlines && c.BareNewline != RejectBareNewlines {
-		fault("bare_newline", "%q is unknown; write %s or %s", c.BareNewline, NormalizeNewlines, RejectBareNewlines)
+		faults.add("bare_newline", "%q is unknown; write %s or %s", c.BareNewline, NormalizeNewlines, RejectBareNewlines)
 	}
 	if !isPrintableASCII(c.Contact) || len(c.Contact) > 200 {
-		fault("contact", "must be printable ASCII and at most 200 octets: it is a part of replies")
+		faults.add("contact", "must be printable ASCII and at most 200 octets: it is a part of replies")
 	}
+	c.validateLimits(&faults)
+	if a := c.Pregreet.Action; a != PregreetRefuse && a != PregreetMark {
+		faults.add("pregreet.action", "%q is unknown; write %s or %s", a, PregreetRefuse, PregreetMark)
+	}
+	for i, cert := range c.TLS.Certificates {
+		if cert.Cert == "" || cert.Key == "" {
+			faults.add(fmt.Sprintf("tls.certificates[%d]", i), "needs both cert and key")
+		}
+	}
+	c.ACME.validate(&faults, c.StateDir)
+	return faults
+}
+
+// faults collects what is wrong.
+type faults []mta.Fault
+
+func (f *faults) add(key, format string, args ...any) {
+	*f = append(*f, mta.NewFault(key, format, args...))
+}
+
+func (c *Config) validateLimits(faults *faults) {
 	for _, n := range []struct {
 		key string
 		n   int
@@ -174,7 +194,7 @@ func (c *Config) Validate() []mta.Fault {
 		{"max_errors", c.MaxErrors}, {"max_refused", c.MaxRefused},
 	} {
 		if n.n < 1 {
-			fault(n.key, "must be at least 1")
+			faults.add(n.key, "must be at least 1")
 		}
 	}
 	for _, d := range []struct {
@@ -185,53 +205,40 @@ func (c *Config) Validate() []mta.Fault {
 		{"shutdown_grace", c.ShutdownGrace, 0}, {"tarpit", c.Tarpit, 0}, {"pregreet.wait", c.Pregreet.Wait, 0},
 	} {
 		if d.d < d.least {
-			fault(d.key, "must be at least %s", d.least)
+			faults.add(d.key, "must be at least %s", d.least)
 		}
 	}
 	if c.ContentFloor < 0 {
-		fault("content_floor", "must not be negative")
+		faults.add("content_floor", "must not be negative")
 	}
-	if a := c.Pregreet.Action; a != PregreetRefuse && a != PregreetMark {
-		fault("pregreet.action", "%q is unknown; write %s or %s", a, PregreetRefuse, PregreetMark)
-	}
-	for i, cert := range c.TLS.Certificates {
-		if cert.Cert == "" || cert.Key == "" {
-			fault(fmt.Sprintf("tls.certificates[%d]", i), "needs both cert and key")
-		}
-	}
-	return append(faults, c.ACME.validate(c.StateDir)...)
 }
 
-func (a *ACME) validate(stateDir string) []mta.Fault {
+func (a *ACME) validate(faults *faults, stateDir string) {
 	if !a.Enabled {
-		return nil
+		return
 	}
-	var faults []mta.Fault
 	if stateDir == "" {
-		faults = append(faults, mta.NewFault("state_dir", "ACME needs a folder to keep its certificates in"))
+		faults.add("state_dir", "ACME needs a folder to keep its certificates in")
 	}
 	if _, _, err := net.SplitHostPort(a.Listen); err != nil {
-		faults = append(faults, mta.NewFault("acme.listen", "want ADDRESS:PORT or :PORT: %v", err))
+		faults.add("acme.listen", "want ADDRESS:PORT or :PORT: %v", err)
 	}
 	if !strings.HasPrefix(a.Directory, "https://") {
-		faults = append(faults, mta.NewFault("acme.directory", "must be a URL that begins with https://"))
+		faults.add("acme.directory", "must be a URL that begins with https://")
 	}
-	return faults
 }
 
-func (l *Listener) validate(key string) []mta.Fault {
-	var faults []mta.Fault
+func (l *Listener) validate(faults *faults, key string) {
 	if _, ok := systemdName(l.Address); !ok {
 		if _, _, err := net.SplitHostPort(l.Address); err != nil {
-			faults = append(faults, mta.NewFault(key, "want ADDRESS:PORT, :PORT, systemd or systemd:NAME: %v", err))
+			faults.add(key, "want ADDRESS:PORT, :PORT, systemd or systemd:NAME: %v", err)
 		}
 	}
 	for i, k := range l.Hide {
 		if !slices.Contains(keywords, strings.ToUpper(k)) {
-			faults = append(faults, mta.NewFault(fmt.Sprintf("%s.hide[%d]", key, i), "%q is none of %s", k, strings.Join(keywords, ", ")))
+			faults.add(fmt.Sprintf("%s.hide[%d]", key, i), "%q is none of %s", k, strings.Join(keywords, ", "))
 		}
 	}
-	return faults
 }
 
 // systemdName reads "systemd" and "systemd:NAME".

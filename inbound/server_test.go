@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -99,22 +98,13 @@ func testConfig(t testing.TB) Config {
 }
 
 // stateDir is shared, so that not each test makes a key.
-var stateDir = func() func(t testing.TB) string {
-	var once sync.Once
-	var dir string
-	return func(t testing.TB) string {
-		once.Do(func() {
-			var err error
-			if dir, err = newSharedDir(); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := selfSigned(dir, "mx2.example.org", time.Now(), slog.New(slog.DiscardHandler)); err != nil {
-				t.Fatal(err)
-			}
-		})
-		return dir
+func stateDir(t testing.TB) string {
+	t.Helper()
+	if _, err := selfSigned(sharedDir, "mx2.example.org", time.Now(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
 	}
-}()
+	return sharedDir
+}
 
 // running is a server that serves until the test ends.
 type running struct {
@@ -155,7 +145,7 @@ func start(t testing.TB, cfg Config, change func(*Deps)) *running {
 
 func (r *running) addr() string { return r.Addrs()[0].String() }
 
-// wait stops the server and waits until Run has returned.
+// end stops the server and waits until Run has returned.
 func (r *running) end(t *testing.T) {
 	t.Helper()
 	r.stop()
@@ -269,7 +259,7 @@ func (c *talk) hello() *talk {
 	return c
 }
 
-// recipient opens a transaction with one recipient.
+// transaction opens one with one recipient.
 func (c *talk) transaction() *talk {
 	c.t.Helper()
 	c.say("MAIL FROM:<bob@example.net>", "250 2.1.0")
@@ -333,5 +323,3 @@ func TestShutdownIsBounded(t *testing.T) {
 		t.Errorf("%d messages spooled of half a message", n)
 	}
 }
-
-func newSharedDir() (string, error) { return filepath.Abs(sharedDir) }

@@ -125,7 +125,8 @@ func (s *session) tooLarge() *mta.Reply {
 func (s *session) Rcpt(string, *smtp.RcptOptions) error {
 	if err := s.rcpt(); err != nil {
 		r := replyTo(err, s.log, s.w.remote)
-		s.log.Info("recipient refused", "peer", s.w.remote, "from", s.env.From, "to", printable(s.w.cmd.arg), "code", r.Code, "reply", r.String())
+		to, _, _ := splitPath(s.w.cmd.arg, "TO:")
+		s.log.Info("recipient refused", "peer", s.w.remote, "from", s.env.From, "to", to, "code", r.Code, "reply", r.String())
 		return s.say(r)
 	}
 	return s.say(recipientOK)

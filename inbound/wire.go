@@ -350,6 +350,9 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.greet()
 		return len(p), nil
 	}
+	if w.ended {
+		return len(p), nil
+	}
 	w.translate(int(p[0]-'0')*100+int(p[1]-'0')*10+int(p[2]-'0'), p[4:])
 	return len(p), nil
 }
