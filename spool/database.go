@@ -69,6 +69,11 @@ const (
 	smallMemtable  = 4 << 20 // for generations that take no new mail
 )
 
+// keyRotation is how long Badger keeps a database's data key: for good, since a new generation is the rotation. It must
+// be less than the time since 1970, or Badger takes the key that it has not made yet for a fresh one, and encrypts
+// nothing.
+const keyRotation = 10 * 365 * 24 * time.Hour
+
 func badgerOptions(dir string, memtable int64, key []byte, log badger.Logger) badger.Options {
 	o := badger.DefaultOptions(dir).
 		WithLogger(log).
@@ -89,7 +94,7 @@ func badgerOptions(dir string, memtable int64, key []byte, log badger.Logger) ba
 		WithChecksumVerificationMode(options.OnBlockRead)
 	if len(key) > 0 {
 		o = o.WithEncryptionKey(key).
-			WithEncryptionKeyRotationDuration(100 * 365 * 24 * time.Hour). // a new generation is the rotation
+			WithEncryptionKeyRotationDuration(keyRotation).
 			WithBlockCacheSize(1 << 20).
 			WithIndexCacheSize(4 << 20)
 	}

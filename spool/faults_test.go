@@ -274,6 +274,7 @@ func TestTheNthSyncFailsAndNothingPromisedIsLost(t *testing.T) {
 		for _, stored := range []bool{false, true} {
 			for _, end := range []string{"power cut", "kill", "close"} {
 				t.Run(fmt.Sprintf("sync %d, stored %v, %s", n, stored, end), func(t *testing.T) {
+					t.Parallel()
 					flaky := &flakySync{n: n, stored: stored, logs: make(map[string][]byte)}
 					runScript(t, flaky, func(sc *script, cfg Config) {
 						switch end {

@@ -109,6 +109,51 @@ func (s *Store) openBody(m *message) (io.ReadCloser, error) {
 	return newVerifier(r, f, m), nil
 }
 
+// reseal makes a copy of content whose file is not encrypted with the present key, and returns the message with it and
+// the one with the file that is left; nil if nothing had to be done.
+func (s *Store) reseal(m *message) (now, left *message, err error) {
+	id, err := s.bodyKeyID(m)
+	if err != nil || id == s.keys.id {
+		return m, nil, err
+	}
+	r, err := s.openBody(m)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer r.Close()
+	f, err := s.createBody(m.env.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err = f.fill(r, s.space); err == nil {
+		err = f.commit()
+	}
+	if err != nil {
+		f.remove()
+		return nil, nil, err
+	}
+	copied := *m
+	copied.file, copied.seal = f.num, s.keys.key != nil
+	return &copied, m, nil
+}
+
+// bodyKeyID names the key of a message's file; empty if it is not encrypted.
+func (s *Store) bodyKeyID(m *message) (string, error) {
+	if !m.seal {
+		return "", nil
+	}
+	f, err := os.Open(s.bodyPath(m.env.ID, m.file))
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	head, err := readSealHead(f)
+	return head.keyID, err
+}
+
 // removeBody frees the space of a message that is gone. If it fails, the next Open sweeps.
 func (s *Store) removeBody(m *message) {
 	if err := os.Remove(s.bodyPath(m.env.ID, m.file)); err != nil {

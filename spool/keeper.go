@@ -2,6 +2,7 @@ package spool
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"slices"
@@ -226,10 +227,14 @@ func (s *Store) moveOne(id mta.ID, at loc) error {
 		return s.cantMove(at, err)
 	}
 	var content []byte
+	var left *message // whose file is not needed after
 	if m.file == 0 {
-		if content, err = s.inline(at, m); err != nil {
-			return s.cantMove(at, err)
-		}
+		content, err = s.inline(at, m)
+	} else {
+		m, left, err = s.reseal(m)
+	}
+	if err != nil {
+		return s.cantMove(at, err)
 	}
 	to, err := s.add(func(seq uint32) []entry {
 		entries := []entry{{messageKey(seq), m.encode()}, {overrideKey(at), encodeOverride(id, nil)}}
@@ -242,7 +247,7 @@ func (s *Store) moveOne(id mta.ID, at loc) error {
 		return entries
 	}, 1)
 	if err != nil {
-		return err
+		return err // a resealed file is swept by the next Open
 	}
 	s.queue.mu.Lock()
 	if row, ok := s.idx.find(id); ok {
@@ -250,13 +255,14 @@ func (s *Store) moveOne(id mta.ID, at loc) error {
 	}
 	s.queue.mu.Unlock()
 	s.stats.moved.Inc()
-	s.persistGroup(at.gen, []*change{{id: id, at: at, override: to.gen}}) // without msg: the file goes on with the copy
+	// Of the original only its file, if it has one of its own, goes now.
+	s.persistGroup(at.gen, []*change{{id: id, at: at, msg: left, override: to.gen}})
 	return nil
 }
 
 // cantMove keeps a generation whose content can't be read.
 func (s *Store) cantMove(at loc, err error) error {
-	if g, ok := s.generation(at.gen); ok {
+	if g, ok := s.generation(at.gen); ok && (errors.Is(err, ErrDamaged) || errors.Is(err, errMoved)) {
 		s.damagedGeneration(g, err)
 	}
 	return err

@@ -162,21 +162,34 @@ type opener struct {
 	last  bool
 }
 
+// sealHead is what a sealed file begins with.
+type sealHead struct {
+	keyID string
+	salt  []byte
+}
+
+func readSealHead(r io.Reader) (sealHead, error) {
+	b := make([]byte, len(sealMagic)+len(keyID(nil))+saltSize)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return sealHead{}, fmt.Errorf("%w: head of a sealed file: %w", ErrDamaged, err)
+	}
+	if !bytes.HasPrefix(b, []byte(sealMagic)) {
+		return sealHead{}, fmt.Errorf("%w: not a sealed file", ErrDamaged)
+	}
+	b = b[len(sealMagic):]
+	return sealHead{keyID: string(b[:len(b)-saltSize]), salt: b[len(b)-saltSize:]}, nil
+}
+
 func newOpener(r io.Reader, k *keyring) (*opener, error) {
-	head := make([]byte, len(sealMagic)+len(keyID(nil))+saltSize)
-	if _, err := io.ReadFull(r, head); err != nil {
-		return nil, fmt.Errorf("%w: head of a sealed file: %w", ErrDamaged, err)
-	}
-	magic, rest := head[:len(sealMagic)], head[len(sealMagic):]
-	if string(magic) != sealMagic {
-		return nil, fmt.Errorf("%w: not a sealed file", ErrDamaged)
-	}
-	id, salt := string(rest[:len(rest)-saltSize]), rest[len(rest)-saltSize:]
-	key, err := k.find(id, "content")
+	head, err := readSealHead(r)
 	if err != nil {
 		return nil, err
 	}
-	aead, err := frameCipher(key, salt)
+	key, err := k.find(head.keyID, "content")
+	if err != nil {
+		return nil, err
+	}
+	aead, err := frameCipher(key, head.salt)
 	if err != nil {
 		return nil, err
 	}

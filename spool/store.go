@@ -150,26 +150,34 @@ func (s *Store) receive(ctx context.Context, m *message, p *progress, body io.Re
 	if err := s.space.room(0); err != nil {
 		return err
 	}
-	body = readerCtx{ctx, body}
-	buf := buffers.Get().(*[]byte)
+	return s.receiveInto(ctx, m, p, readerCtx{ctx, body}, &smallBuffers)
+}
+
+func (s *Store) receiveInto(ctx context.Context, m *message, p *progress, body io.Reader, pool *sync.Pool) error {
+	buf := pool.Get().(*[]byte)
 	n, err := fill(body, *buf)
-	switch err {
-	case nil: // more than fits
-		err = s.receiveFile(ctx, m, p, io.MultiReader(bytes.NewReader(*buf), body))
-	case io.EOF:
+	switch {
+	case err == io.EOF:
 		m.size, m.sum = int64(n), checksum((*buf)[:n])
 		err = s.commit(ctx, m, p, (*buf)[:n])
-	default:
+	case err != nil:
 		err = fmt.Errorf("read content: %w", err)
+	case pool == &smallBuffers:
+		err = s.receiveInto(ctx, m, p, io.MultiReader(bytes.NewReader(*buf), body), &buffers)
+	default: // more than the database wants
+		err = s.receiveFile(ctx, m, p, io.MultiReader(bytes.NewReader(*buf), body))
 	}
 	if !errors.Is(err, ErrUnknown) { // unknown: a commit may still be reading it
-		buffers.Put(buf)
+		pool.Put(buf)
 	}
 	return err
 }
 
-// buffers hold content that goes into the database, and one octet more to know that it ends.
-var buffers = sync.Pool{New: func() any { b := make([]byte, inlineMax+1); return &b }}
+// Buffers hold content that goes into the database, and one octet more to know that it ends. Most mail is small.
+var (
+	buffers      = sync.Pool{New: func() any { b := make([]byte, inlineMax+1); return &b }}
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, 16<<10+1); return &b }}
+)
 
 // receiveFile takes content that is larger than the database wants.
 func (s *Store) receiveFile(ctx context.Context, m *message, p *progress, body io.Reader) error {

@@ -1,0 +1,519 @@
+package spool
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"understudy/internal/mta"
+)
+
+// deliver claims and settles everything for dest but what keep wants.
+func deliver(t testing.TB, s *Store, dest string, keep func(id mta.ID) bool) {
+	t.Helper()
+	for {
+		leases, err := s.Claim(t.Context(), mta.ClaimRequest{Dest: dest, Max: 50, Lease: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(leases) == 0 {
+			return
+		}
+		var batch []mta.Settlement
+		for _, l := range leases {
+			if keep(l.ID) {
+				st := settlement(l, mta.Deferred, 451)
+				st.NextDue = time.Now().Add(time.Hour)
+				batch = append(batch, st)
+				continue
+			}
+			batch = append(batch, settlement(l, mta.Delivered, 250))
+		}
+		if err := errors.Join(s.Settle(t.Context(), batch...)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func folders(t testing.TB, cfg Config) []string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(cfg.Dir, "g*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func TestAFewStragglersDoNotPinTheDisk(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, quick())
+	stay := make(map[mta.ID]int)
+	for i := range 600 { // some eight generations
+		n := 50 << 10
+		if i%300 == 7 {
+			n = 300 << 10 // one in a file of its own
+		}
+		env := mustPut(t, s, n, "ann@example.org")
+		if i%100 == 7 {
+			stay[env.ID] = n
+		}
+	}
+	if n := len(folders(t, cfg)); n < 6 {
+		t.Fatalf("%d generations", n)
+	}
+	deliver(t, s, "example.org", func(id mta.ID) bool { return stay[id] > 0 })
+	waitFor(t, "one generation", func() bool { return len(folders(t, cfg)) <= 2 && diskUsed(cfg.Dir) < 16<<20 })
+	for range 2 {
+		for id, n := range stay {
+			wantBody(t, s, id, n)
+			items, err := s.Get(t.Context(), id)
+			if err != nil || items[0].Attempts != 1 || time.Until(items[0].Due) < 50*time.Minute {
+				t.Errorf("a straggler that was moved: %+v %v", items, err)
+			}
+		}
+		crash(s)
+		s = openTest(t, cfg, quick())
+	}
+	for id := range stay {
+		if n, err := s.Apply(t.Context(), Delete, time.Time{}, Key{ID: id}); n != 1 || err != nil {
+			t.Errorf("delete: %d %v", n, err)
+		}
+	}
+	waitFor(t, "an empty disk", func() bool {
+		bodies, err := os.ReadDir(filepath.Join(cfg.Dir, bodiesDir))
+		return err == nil && len(bodies) == 0 && len(folders(t, cfg)) == 1
+	})
+	crash(s)
+	s = openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	if u, err := s.Usage(t.Context()); err != nil || u.Messages != 0 {
+		t.Errorf("what was delivered is back: %+v %v", u, err)
+	}
+}
+
+func TestBadgerNeverChangesItsLogByItself(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, quick())
+	defer closeTest(t, s)
+	for _, n := range []int{0, 10, 500, 5000, 100000} {
+		for range 300 {
+			mustPut(t, s, n, "ann@example.org")
+		}
+	}
+	// An old generation whose log fills up with progress is opened anew.
+	for range 3 {
+		deliver(t, s, "example.org", func(mta.ID) bool { return true })
+		if _, err := s.ApplyWhere(t.Context(), Query{}, Reschedule, time.Time{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, g := range s.snapshot() {
+		g.mu.Lock()
+		if g.db != nil && g.db.poisoned() != nil {
+			t.Errorf("%s: %v", g.dir, g.db.poisoned())
+		}
+		g.mu.Unlock()
+	}
+	if u, err := s.Usage(t.Context()); err != nil || u.Messages != 1500 {
+		t.Errorf("%+v %v", u, err)
+	}
+}
+
+func TestAChangedGenerationSizeAcrossACrash(t *testing.T) {
+	sizes := []mta.Size{16 * mta.MiB, 4 * mta.MiB, 32 * mta.MiB, 4 * mta.MiB}
+	cfg := testConfig(t)
+	var all []*mta.Envelope
+	for _, size := range sizes {
+		cfg.GenerationSize = size
+		s := openTest(t, cfg, slow())
+		for range 50 {
+			all = append(all, mustPut(t, s, 100<<10, "ann@example.org"))
+		}
+		for _, env := range all {
+			wantBody(t, s, env.ID, 100<<10)
+		}
+		crash(s)
+	}
+}
+
+func TestEightLargeMessagesAtOnceWithASlowReader(t *testing.T) {
+	const size = 50 << 20
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	first := mustPut(t, s, 1<<20, "slow@example.net")
+	r, err := s.Body(t.Context(), first.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.ReadFull(r, make([]byte, 100)); err != nil { // and no more, for now
+		t.Fatal(err)
+	}
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var wg sync.WaitGroup
+	envs := make([]*mta.Envelope, 8)
+	for i := range envs {
+		envs[i] = testEnvelope("ann@example.org")
+		wg.Go(func() {
+			if err := s.Put(t.Context(), envs[i], io.LimitReader(&pattern{}, size)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	var took []time.Duration
+	for busy := true; busy; {
+		start := time.Now()
+		mustPut(t, s, 1000, "ann@example.com")
+		took = append(took, time.Since(start))
+		select {
+		case <-done:
+			busy = false
+		default:
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.Sys) - int64(before.Sys); grown > 64<<20 {
+		t.Errorf("memory grew by %d MiB", grown>>20)
+	}
+	for _, env := range envs {
+		b, err := s.Body(t.Context(), env.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, b); n != size || err != nil {
+			t.Errorf("%d octets: %v", n, err)
+		}
+		b.Close()
+	}
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		t.Errorf("the slow reader: %v", err)
+	}
+	slices.Sort(took)
+	t.Logf("%d small messages meanwhile, median %v, at most %v", len(took), took[len(took)/2], took[len(took)-1])
+}
+
+// pattern is content without an end.
+type pattern struct{ n int }
+
+func (p *pattern) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(p.n >> 6)
+		p.n++
+	}
+	return len(b), nil
+}
+
+func TestASecondProcessIsRefused(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	_, err := Open(t.Context(), cfg, testLog(t), nil)
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
+		t.Errorf("%v, want ErrInUse with the owner's pid", err)
+	}
+}
+
+func TestALaterFormatIsRefused(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	mustPut(t, s, 10, "ann@example.org")
+	closeTest(t, s)
+	path := filepath.Join(cfg.Dir, generationName(1), generationFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(b, []byte(`"version":1`), []byte(`"version":2`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), cfg, testLog(t), nil); err == nil || !strings.Contains(err.Error(), "version 2") {
+		t.Errorf("%v, want a word about version 2", err)
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	closeTest(t, openTest(t, cfg, slow())) // the refusal did no harm, and gave the lock back
+}
+
+func writeKey(t testing.TB) (path string) {
+	t.Helper()
+	key := make([]byte, keySize)
+	rand.Read(key)
+	path = filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, []byte(hex.EncodeToString(key)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestMailIsEncryptedAtRest(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.KeyFile = writeKey(t)
+	s := openTest(t, cfg, slow())
+	sizes := []int{0, 100, 60 << 10, 300 << 10, 64<<10*5 - 28, 3 << 20}
+	envs := make(map[mta.ID]int)
+	for _, n := range sizes {
+		envs[mustPut(t, s, n, "secret@example.org").ID] = n
+	}
+	check := func(s *Store) {
+		t.Helper()
+		for id, n := range envs {
+			wantBody(t, s, id, n)
+		}
+	}
+	check(s)
+	clear := func() {
+		t.Helper()
+		err := filepath.WalkDir(cfg.Dir, func(path string, e os.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			for id := range envs {
+				if bytes.Contains(b, []byte(id.String())) || bytes.Contains(b, id[:]) || bytes.Contains(b, []byte("secret")) {
+					t.Errorf("%s holds mail in clear", path)
+					break
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	clear()
+	crash(s)
+	s = openTest(t, cfg, slow())
+	check(s)
+	closeTest(t, s)
+	clear()
+
+	wrong := cfg
+	wrong.KeyFile = writeKey(t)
+	if _, err := Open(t.Context(), wrong, testLog(t), nil); err == nil || !strings.Contains(err.Error(), "old_key_files") {
+		t.Errorf("another key: %v", err)
+	}
+	missing := cfg
+	missing.KeyFile = ""
+	if _, err := Open(t.Context(), missing, testLog(t), nil); err == nil || !strings.Contains(err.Error(), "key") {
+		t.Errorf("no key: %v", err)
+	}
+	absent := cfg
+	absent.KeyFile += ".gone"
+	if _, err := Open(t.Context(), absent, testLog(t), nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no key file: %v", err)
+	}
+
+	// A new key takes over generation by generation.
+	wrong.OldKeyFiles = []string{cfg.KeyFile}
+	s = openTest(t, wrong, quick())
+	check(s)
+	envs[mustPut(t, s, 500, "secret@example.org").ID] = 500
+	waitFor(t, "the old generation's end", func() bool {
+		s.queue.mu.Lock()
+		defer s.queue.mu.Unlock()
+		old := false
+		s.idx.each(func(_ uint32, row *msgRow) bool { old = old || row.loc.gen == 1; return true })
+		return !old
+	})
+	check(s)
+	closeTest(t, s)
+	wrong.OldKeyFiles = nil
+	s = openTest(t, wrong, slow())
+	check(s)
+	closeTest(t, s)
+}
+
+func TestASealedFileThatWasTamperedWithIsDamaged(t *testing.T) {
+	key := make([]byte, keySize)
+	ring := &keyring{id: keyID(key), key: key, all: map[string][]byte{keyID(key): key}}
+	plain := bytes.Repeat([]byte("0123456789abcdef"), 20000)
+	var sealed bytes.Buffer
+	w, err := newSealer(&sealed, ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for piece := range slices.Chunk(plain, 1000) {
+		if _, err := w.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	read := func(b []byte) ([]byte, error) {
+		r, err := newOpener(bytes.NewReader(b), ring)
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(r)
+	}
+	if got, err := read(sealed.Bytes()); err != nil || !bytes.Equal(got, plain) {
+		t.Fatalf("%d octets: %v", len(got), err)
+	}
+	frame := frameSize + 16
+	head := sealed.Len() - len(plain) - 16*((len(plain)+frameSize-1)/frameSize)
+	for name, b := range map[string][]byte{
+		"flipped":          append(append(bytes.Clone(sealed.Bytes()[:1000]), sealed.Bytes()[1000]^1), sealed.Bytes()[1001:]...),
+		"cut at a frame":   sealed.Bytes()[:head+frame],
+		"cut in a frame":   sealed.Bytes()[:head+frame+50],
+		"frames swapped":   slices.Concat(sealed.Bytes()[:head], sealed.Bytes()[head+frame:head+2*frame], sealed.Bytes()[head:head+frame], sealed.Bytes()[head+2*frame:]),
+		"a frame left out": slices.Concat(sealed.Bytes()[:head], sealed.Bytes()[head+frame:]),
+		"cut in the head":  sealed.Bytes()[:20],
+		"goes on":          append(bytes.Clone(sealed.Bytes()), 0),
+	} {
+		if _, err := read(b); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v, want ErrDamaged", name, err)
+		}
+	}
+}
+
+func TestBackupAndRestore(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	var envs []*mta.Envelope
+	sizes := []int{0, 1000, 200 << 10}
+	for i := range 30 {
+		envs = append(envs, mustPut(t, s, sizes[i%3], "ann@example.org", "bob@example.net"))
+	}
+	l := mustClaim(t, s, mta.ClaimRequest{ID: envs[1].ID, Dest: "example.org"})
+	if err := s.Settle(t.Context(), settlement(l, mta.Delivered, 250))[0]; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Apply(t.Context(), Hold, time.Time{}, Key{ID: envs[2].ID}); err != nil {
+		t.Fatal(err)
+	}
+	var backup bytes.Buffer
+	calls := 0
+	tr, err := s.Backup(t.Context(), &backup, func(done, total int) { calls++ })
+	if err != nil || tr.Messages != 30 || len(tr.Skipped) != 0 || calls == 0 {
+		t.Fatalf("%+v %v", tr, err)
+	}
+	closeTest(t, s)
+
+	cfg2 := testConfig(t)
+	s = openTest(t, cfg2, slow())
+	for want := range 2 {
+		tr, err = s.Restore(t.Context(), bytes.NewReader(backup.Bytes()), nil)
+		if err != nil || tr.Messages != 30*(1-want) || tr.Present != 30*want {
+			t.Fatalf("%+v %v", tr, err)
+		}
+	}
+	crash(s)
+	s = openTest(t, cfg2, slow())
+	defer closeTest(t, s)
+	for i, env := range envs {
+		wantBody(t, s, env.ID, sizes[i%3])
+		items, err := s.Get(t.Context(), env.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]int{true: 1, false: 2}[i == 1]; len(items) != want || items[0].Held != (i == 2) {
+			t.Errorf("message %d: %d deliveries, held %v", i, len(items), items[0].Held)
+		}
+	}
+	for name, b := range map[string][]byte{
+		"cut":       backup.Bytes()[:backup.Len()/2],
+		"no end":    backup.Bytes()[:backup.Len()-3*1024],
+		"not one":   []byte("hello"),
+		"empty":     nil,
+		"a flipped": bytes.Replace(backup.Bytes(), []byte("backup.json"), []byte("backup.jsom"), 1),
+	} {
+		if _, err := s.Restore(t.Context(), bytes.NewReader(b), nil); err == nil {
+			t.Errorf("%s: was taken", name)
+		}
+	}
+}
+
+func TestVerifyReadsEverything(t *testing.T) {
+	s := openTest(t, testConfig(t), slow())
+	defer closeTest(t, s)
+	for _, n := range []int{10, 1000, 300 << 10} {
+		mustPut(t, s, n, "ann@example.org")
+	}
+	v, err := s.Verify(t.Context(), nil)
+	if err != nil || v.Messages != 3 || len(v.Damages) != 0 || v.Bytes < 301<<10 {
+		t.Errorf("%+v %v", v, err)
+	}
+}
+
+func TestStateTablesThatAreDamagedBeginAnew(t *testing.T) {
+	cfg := testConfig(t)
+	st, err := OpenState(t.Context(), cfg, testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Put(t.Context(), "a", "k", []byte("x"), 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.Dir, stateDir, "MANIFEST"), []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = OpenState(t.Context(), cfg, testLog(t)); err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if _, _, err := st.Get(t.Context(), "a", "k"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	if aside, err := filepath.Glob(filepath.Join(cfg.Dir, "state.damaged-*")); err != nil || len(aside) != 1 {
+		t.Errorf("%v %v", aside, err)
+	}
+}
+
+func TestCloseWaitsForAStepThatBegan(t *testing.T) {
+	tune := slow()
+	began, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	armed := false
+	tune.sync = func(f *os.File) error {
+		if armed {
+			once.Do(func() { close(began); <-goOn })
+		}
+		return defaultTuning().sync(f)
+	}
+	cfg := testConfig(t)
+	s := openTest(t, cfg, tune)
+	armed = true
+	env := testEnvelope("ann@example.org")
+	put := make(chan error)
+	go func() { put <- s.Put(context.WithoutCancel(t.Context()), env, bytes.NewReader(contentOf(env.ID, 10))) }()
+	<-began
+	closed := make(chan error)
+	go func() { closed <- s.Close() }()
+	select {
+	case <-closed:
+		t.Error("closed in the middle of a commit")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(goOn)
+	if err := <-put; err != nil {
+		t.Errorf("put: %v", err)
+	}
+	if err := <-closed; err != nil {
+		t.Errorf("close: %v", err)
+	}
+	s = openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	wantBody(t, s, env.ID, 10)
+}
