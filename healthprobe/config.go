@@ -55,8 +55,8 @@ type Config struct {
 
 // Domain is what the config says of one mail domain.
 type Domain struct {
-	// The domain's own mail servers, best first, as HOST or HOST:PORT. None: they are found in the DNS, as the MX
-	// records that are better than ours.
+	// The domain's own mail servers, best first, as HOST or HOST:PORT; names are looked up in the DNS, not in /etc/hosts.
+	// None: they are found in the DNS, as the MX records that are better than ours.
 	Primaries []string `yaml:"primaries"`
 	// To whom a probe pretends to have mail. Empty: postmaster of the domain, whom every server must know.
 	ProbeRecipient string `yaml:"probe_recipient"`

@@ -496,6 +496,40 @@ func TestADomainThatThePrimaryDoesNotKnowClosesItToNobodyElse(t *testing.T) {
 	})
 }
 
+func TestTheProbesRecipientIsTheConfigs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		const one, two = "192.0.2.10:25", "192.0.2.11:25"
+		asked := make(chan string, 100)
+		for _, addr := range []string{one, two} {
+			w.hosts[addr] = newHost(t, takes)
+			w.hosts[addr].primary.SetScript(func(at testkit.Point) testkit.Action {
+				if at.Step == testkit.AtRCPT {
+					asked <- at.Arg
+				}
+				return testkit.Action{}
+			})
+		}
+		p := start(t, DefaultConfig(), map[string]Domain{
+			"a.test": {Primaries: []string{one}}, "b.test": {Primaries: []string{two}, ProbeRecipient: "canary@b.test"},
+		}, Deps{Dialer: w.dialer()})
+		time.Sleep(5 * time.Second)
+		p.Hint("") // all, at once
+		time.Sleep(time.Second)
+		synctest.Wait()
+		got := map[string]int{}
+		for len(asked) > 0 {
+			got[<-asked]++
+		}
+		if len(got) != 2 || got["postmaster@a.test"] != 2 || got["canary@b.test"] != 2 {
+			t.Errorf("asked for %v", got)
+		}
+		if d := p.Domains(); len(d) != 2 || d[0].Domain != "a.test" || d[0].State != Up || d[0].Source != "config" {
+			t.Errorf("domains are %+v", d)
+		}
+	})
+}
+
 func TestAServerThatIsBackWithoutItsUsersStaysClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
