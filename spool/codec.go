@@ -162,6 +162,7 @@ const (
 	flagTLS = 1 << iota
 	flagSMTPUTF8
 	flagRequireTLS
+	flagEarly
 )
 
 // encode gives the commit record.
@@ -182,17 +183,8 @@ func (m *message) encode() []byte {
 }
 
 func (e *enc) envelope(env *mta.Envelope) {
-	var flags byte
-	if env.Peer.TLS != nil {
-		flags |= flagTLS
-	}
-	if env.Params.SMTPUTF8 {
-		flags |= flagSMTPUTF8
-	}
-	if env.Params.RequireTLS {
-		flags |= flagRequireTLS
-	}
-	e.byte(flags)
+	e.byte(flagIf(env.Peer.TLS != nil, flagTLS) | flagIf(env.Params.SMTPUTF8, flagSMTPUTF8) |
+		flagIf(env.Params.RequireTLS, flagRequireTLS) | flagIf(env.Peer.Early, flagEarly))
 	e.string(env.Node)
 	e.addr(env.Peer.Addr)
 	e.addr(env.Peer.Local)
@@ -250,6 +242,7 @@ func (d *dec) envelope(env *mta.Envelope) {
 	flags := d.byte()
 	env.Params.SMTPUTF8 = flags&flagSMTPUTF8 != 0
 	env.Params.RequireTLS = flags&flagRequireTLS != 0
+	env.Peer.Early = flags&flagEarly != 0
 	env.Node = d.string()
 	env.Peer.Addr = d.addr()
 	env.Peer.Local = d.addr()
