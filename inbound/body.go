@@ -7,13 +7,15 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
 	chunkSize  = 32 << 10
-	headChunks = 8 // 256 KiB in memory: nearly all mail; what is larger continues in a file
+	headChunks = 8    // 256 KiB in memory: nearly all mail; what is larger continues in a file
+	allChunks  = 2048 // 64 MiB for all messages that come in at once; beyond it they use their files sooner
 )
 
 var chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
@@ -21,10 +23,11 @@ var chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 // body holds the content of one message until the spool has it: its first 256 KiB in memory, the rest in a file
 // without a name, so that a message of any size costs a bounded buffer and a crash leaves no trace.
 type body struct {
-	dir  string
-	head []*[chunkSize]byte
-	file *os.File // nil until the head is full
-	size int64
+	dir    string
+	chunks *atomic.Int64 // how many are in use by all bodies
+	head   []*[chunkSize]byte
+	file   *os.File // nil until the head is full
+	size   int64
 }
 
 // Write implements io.Writer.
@@ -32,18 +35,28 @@ func (b *body) Write(p []byte) (int, error) {
 	n := 0
 	for n < len(p) {
 		at := int(b.size % chunkSize)
-		if b.size == headChunks*chunkSize || b.file != nil {
+		if b.file != nil || at == 0 && !b.grow() {
 			m, err := b.spill(p[n:])
 			return n + m, err
-		}
-		if at == 0 {
-			b.head = append(b.head, chunkPool.Get().(*[chunkSize]byte))
 		}
 		m := copy(b.head[len(b.head)-1][at:], p[n:])
 		n += m
 		b.size += int64(m)
 	}
 	return n, nil
+}
+
+// grow adds a chunk to the head, if it may have one more.
+func (b *body) grow() bool {
+	if len(b.head) == headChunks {
+		return false
+	}
+	if b.chunks.Add(1) > allChunks {
+		b.chunks.Add(-1)
+		return false
+	}
+	b.head = append(b.head, chunkPool.Get().(*[chunkSize]byte))
+	return true
 }
 
 // spill writes to the file, which it makes when it is first needed.
@@ -127,6 +140,7 @@ func (b *body) Close() error {
 	for _, c := range b.head {
 		chunkPool.Put(c)
 	}
+	b.chunks.Add(-int64(len(b.head)))
 	b.head = nil
 	if b.file == nil {
 		return nil

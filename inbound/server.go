@@ -67,6 +67,7 @@ type Server struct {
 	stop    context.CancelFunc
 	closing atomic.Bool   // no new commands
 	closed  chan struct{} // closed when closing is set
+	chunks  atomic.Int64  // of memory that bodies use
 
 	listeners []*listener // set by Listen
 

@@ -189,7 +189,7 @@ func (s *session) add(r mta.Recipient) {
 func (s *session) Data(io.Reader) error {
 	begun := time.Now()
 	env := s.env
-	b := &body{dir: s.srv.cfg.TempDir}
+	b := &body{dir: s.srv.cfg.TempDir, chunks: &s.srv.chunks}
 	defer b.Close()
 	err := s.take(b)
 	if err != nil && s.w.content.err != nil && !errors.Is(s.w.content.err, io.EOF) {

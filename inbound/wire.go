@@ -20,7 +20,7 @@ import (
 const (
 	maxCommand   = 4096             // octets of a command line with its newline
 	smallBuffer  = 1 << 10          // what an idle connection holds
-	largeBuffer  = 64 << 10         // what content and pipelined groups are read into
+	largeBuffer  = 32 << 10         // what content and pipelined groups are read into
 	maxOut       = 16 << 10         // replies are sent at the latest when so many octets wait
 	writeTimeout = 2 * time.Minute  // for one group of replies
 	lingerTime   = time.Second      // how long a client that we hang up on may take to read why
