@@ -250,6 +250,9 @@ func TestDamagedContentIsHeldAndNeverDelivered(t *testing.T) {
 		if leases, err := s.Claim(t.Context(), mta.ClaimRequest{Dest: "example.net", Max: 1, Lease: 1, IgnoreDue: true}); err != nil || len(leases) > 0 {
 			t.Errorf("a damaged message was claimed: %v", err)
 		}
+		if d := s.Damages(); len(d) != 1 || d[0].ID != large.ID {
+			t.Errorf("damages %+v", d)
+		}
 		wantBody(t, s, small.ID, 1000)
 		closeTest(t, s)
 		s = openTest(t, cfg, slow())

@@ -606,6 +606,16 @@ func (x *index) hold(i uint32) {
 	}
 }
 
+// holds reports whether any delivery of a message is held.
+func (x *index) holds(m uint32) bool {
+	for i := x.msgs.at(m).first; i != none; i = x.dels.at(i).next {
+		if x.dels.at(i).held {
+			return true
+		}
+	}
+	return false
+}
+
 // postpone puts a delivery back, due at t or when it was due, whichever is later.
 func (x *index) postpone(i uint32, t time.Time) {
 	x.dequeue(i)

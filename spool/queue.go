@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -64,13 +65,14 @@ type queue struct {
 	mu     sync.Mutex // guards idx and coming; held for no I/O
 	idx    index
 	coming map[mta.ID]struct{} // being put now
+	bad    map[mta.ID]string   // messages found damaged, and why; at most maxBad
 
 	// locks are held, by message, from reading its progress until the change is durable and indexed.
 	locks [256]sync.Mutex
 }
 
 func newQueue(cfg Config, log *slog.Logger, m *metrics, back backing) *queue {
-	return &queue{cfg: cfg, log: log, stats: m, back: back, idx: newIndex(time.Now()), coming: make(map[mta.ID]struct{})}
+	return &queue{cfg: cfg, log: log, stats: m, back: back, idx: newIndex(time.Now()), coming: make(map[mta.ID]struct{}), bad: make(map[mta.ID]string)}
 }
 
 // enter begins a step that Close waits for.
@@ -328,6 +330,7 @@ func (q *queue) unreadable(ref mta.LeaseRef, err error) {
 			q.idx.postpone(i, time.Now().Add(retryRead))
 		}
 	}
+	q.isBad(ref.ID, err.Error())
 	q.mu.Unlock()
 	q.stats.damaged.Inc()
 	q.log.LogAttrs(context.Background(), slog.LevelError, "spooled message can't be read",
@@ -625,7 +628,34 @@ func (q *queue) damage(id mta.ID, cause error) {
 	}
 	q.mu.Lock()
 	q.indexChange(c)
+	q.isBad(id, cause.Error())
 	q.mu.Unlock()
+}
+
+// maxBad bounds what is remembered for Damages.
+const maxBad = 1000
+
+// isBad needs q.mu.
+func (q *queue) isBad(id mta.ID, text string) {
+	if len(q.bad) < maxBad {
+		q.bad[id] = text
+	}
+}
+
+// badNow lists the damaged messages that are still held.
+func (q *queue) badNow() []Damage {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var list []Damage
+	for id, text := range q.bad {
+		if m, ok := q.idx.find(id); !ok || !q.idx.holds(m) {
+			delete(q.bad, id)
+			continue
+		}
+		list = append(list, Damage{ID: id, Text: text})
+	}
+	slices.SortFunc(list, func(a, b Damage) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	return list
 }
 
 // DueDests implements Spool.

@@ -324,6 +324,9 @@ func (s *Store) foundMessage(g *generation, seq uint32, record, progress []byte)
 	if m.file != 0 {
 		s.found.files[bodyName(m.env.ID, m.file)] = struct{}{}
 	}
+	if p.damaged {
+		s.isBad(m.env.ID, "the content was found damaged")
+	}
 	s.index(stored{at: loc{g.num, seq}, msg: m, p: p})
 	return nil
 }

@@ -475,7 +475,7 @@ func (s *Store) inline(at loc, m *message) ([]byte, error) {
 
 // room implements backing.
 func (s *Store) room(size int64) error {
-	if err := s.ready(); err != nil {
+	if err := s.writable(); err != nil {
 		return full("%v", err)
 	}
 	if s.crowded.Load() {
@@ -486,6 +486,18 @@ func (s *Store) room(size int64) error {
 
 // ready implements backing.
 func (s *Store) ready() error {
+	err := s.writable()
+	if err == nil {
+		err = s.room(0)
+	}
+	if err != nil {
+		return fmt.Errorf("spool: not ready: %w", err)
+	}
+	return nil
+}
+
+// writable reports whether there is a generation for new mail.
+func (s *Store) writable() error {
 	s.mu.Lock()
 	g, failed := s.active, s.failed
 	s.mu.Unlock()
@@ -493,16 +505,14 @@ func (s *Store) ready() error {
 		if failed == nil {
 			failed = errors.New("a new generation is being made")
 		}
-		return fmt.Errorf("spool: not ready: %w", failed)
+		return failed
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.db != nil {
-		if err := g.db.poisoned(); err != nil {
-			return fmt.Errorf("spool: not ready: %w", err)
-		}
+	if g.db == nil {
+		return nil
 	}
-	return nil
+	return g.db.poisoned()
 }
 
 // usage implements backing.

@@ -23,6 +23,22 @@ type Verification struct {
 	Damages  []Damage `json:"damages"`
 }
 
+// Damages lists what is known to be damaged, without reading anything: an alarm for as long as it is not empty. A
+// message leaves the list when an operator deletes or unholds it, a generation only when its folder is taken away and
+// the spool opened again.
+func (s *Store) Damages() []Damage {
+	var list []Damage
+	for _, dir := range s.broken {
+		list = append(list, Damage{Dir: dir, Text: "generation can't be opened"})
+	}
+	for _, g := range s.snapshot() {
+		if g.damaged.Load() {
+			list = append(list, Damage{Dir: g.dir, Text: "commit records are missing or can't be read"})
+		}
+	}
+	return append(list, s.badNow()...)
+}
+
 // Verify reads all that is stored, and holds it against its checksums. Mail goes on meanwhile; messages that end are
 // passed over. progress, if not nil, is told of the messages that were read. Damaged messages are held.
 func (s *Store) Verify(ctx context.Context, progress func(done, total int)) (*Verification, error) {
