@@ -62,6 +62,9 @@ func (c *content) open(cmd command) bool {
 func (c *content) next() ([]byte, error) {
 	if !c.asked {
 		c.asked = true
+		if c.w.owed {
+			c.w.flush()
+		}
 		if !c.bdat {
 			c.w.out = appendReply(c.w.out, mta.NewReply(354, "", "go ahead, and end with a dot on a line by itself"))
 		}

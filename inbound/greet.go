@@ -27,6 +27,9 @@ func (w *wire) greet() {
 	if w.leave == nil && !w.enter() {
 		return
 	}
+	if w.srv.deps.Connected != nil {
+		w.srv.deps.Connected(w.remote.Addr())
+	}
 	if !w.pregreet() {
 		w.srv.metrics.refused.WithLabelValues("pregreet").Inc()
 		return

@@ -48,6 +48,9 @@ type Deps struct {
 	Primaries func(domain string) []netip.Addr // whose ETRN is obeyed; may be nil
 	Domains   func() []string                  // the domains that we back up, in the form of mta.Domain; for ETRN @domain
 
+	Bounds    func(domain string) mta.Bounds // what the domain's primaries can take; may be nil
+	Connected func(a netip.Addr)             // hears of every client: it may be a primary that is back; may be nil
+
 	Sockets map[string][]net.Listener // passed by systemd, by name (see SystemdSockets)
 
 	Log     *slog.Logger

@@ -152,10 +152,24 @@ func (s *session) rcpt() error {
 		return fmt.Errorf("inbound: recipient %s: %w", to, err)
 	}
 	r.Notify, r.ORcpt = p.notify, p.orcpt
+	if err := s.bounded(r.Dest, s.size); err != nil {
+		return err
+	}
 	if err := s.room(r.Dest); err != nil {
 		return err
 	}
 	s.add(r)
+	return nil
+}
+
+// bounded refuses now what the primaries of dest would refuse later, when the sender is gone.
+func (s *session) bounded(dest string, size int64) error {
+	if s.srv.deps.Bounds == nil {
+		return nil
+	}
+	if r := s.srv.deps.Bounds(dest).Check(size, s.env.Params); r != nil {
+		return r
+	}
 	return nil
 }
 
@@ -192,6 +206,11 @@ func (s *session) Data(io.Reader) error {
 	b := &body{dir: s.srv.cfg.TempDir, chunks: &s.srv.chunks}
 	defer b.Close()
 	err := s.take(b)
+	for _, dest := range env.Dests() {
+		if err == nil {
+			err = s.bounded(dest, b.size)
+		}
+	}
 	if err != nil && s.w.content.err != nil && !errors.Is(s.w.content.err, io.EOF) {
 		s.log.LogAttrs(s.ctx, slog.LevelInfo, "message cut short", slog.Any("peer", s.w.remote), slog.String("from", env.From.String()),
 			slog.Int64("size", b.size), slog.Duration("took", time.Since(begun)), slog.Any("err", err))

@@ -58,6 +58,7 @@ type wire struct {
 	r, w  int
 	large *[largeBuffer]byte // what in is a part of, if it is large
 	out   []byte             // replies that wait for the end of the group
+	owed  bool               // one of them ends a message, and must not wait for the next one to be stored
 	feed  []byte             // for go-smtp's next Read
 
 	opened  bool // the greeting has begun
@@ -273,6 +274,7 @@ func (w *wire) flush() {
 	if len(w.out) == 0 {
 		return
 	}
+	w.owed = false
 	w.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if _, err := w.conn.Write(w.out); err != nil {
 		w.lost(err)
@@ -369,6 +371,7 @@ func (w *wire) translate(code int, text []byte) {
 	case code == 421: // go-smtp caught a panic of ours
 		w.end(mta.NewReply(421, "4.3.0", "local trouble, please try again later"))
 	case answer != nil:
+		w.owed = w.owed || w.cmd.verb == verbDATA || w.cmd.verb == verbBDAT
 		w.reply(w.cmd.verb, answer)
 	case code == 250 && w.cmd.verb == verbEHLO:
 		w.out = appendEHLO(w.out, w.srv.cfg.Hostname, w.offered())

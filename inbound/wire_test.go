@@ -382,20 +382,25 @@ func TestRepliesOfAGroupLeaveInOneWrite(t *testing.T) {
 	})
 	c := dial(t, r.addr()).hello()
 	for _, group := range []struct {
-		send string
-		want []string
+		send   string
+		want   []string
+		writes int64
 	}{
-		{"MAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nRCPT TO:<unknown@example.org>\r\nDATA\r\n", []string{"250", "250", "550", "354"}},
-		{"hi\r\n.\r\nMAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nDATA\r\n", []string{"250", "250", "250", "354"}},
-		{".\r\nRSET\r\nMAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nBDAT 4 LAST\r\nhi\r\n", []string{"250", "250", "250", "250", "250"}},
+		{"MAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nRCPT TO:<unknown@example.org>\r\nDATA\r\n", []string{"250", "250", "550", "354"}, 1},
+		{".\r\n", []string{"250"}, 1},
+		{"MAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nBDAT 2\r\nhiBDAT 2 LAST\r\n\r\n", []string{"250", "250", "250", "250"}, 1},
+		// A message's end does not wait for the next message to be stored.
+		{"RSET\r\nMAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nBDAT 4 LAST\r\nhi\r\n" +
+			"RSET\r\nMAIL FROM:<bob@example.net>\r\nRCPT TO:<alice@example.org>\r\nBDAT 4 LAST\r\nhi\r\n",
+			[]string{"250", "250", "250", "250", "250", "250", "250", "250"}, 2},
 	} {
 		before := writes.Load()
 		c.send(group.send)
 		for _, want := range group.want {
 			c.want(want)
 		}
-		if n := writes.Load() - before; n != 1 {
-			t.Errorf("%d writes for %q", n, group.send)
+		if n := writes.Load() - before; n != group.writes {
+			t.Errorf("%d writes for %q, want %d", n, group.send, group.writes)
 		}
 	}
 }
