@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"understudy/internal/mta"
 )
@@ -19,11 +20,45 @@ type Config struct {
 	// AlwaysTaken are local parts that are taken at every domain, listed or not. postmaster is always among them
 	// (RFC 5321, 4.5.1); abuse is a good second one where the primary has it (RFC 2142).
 	AlwaysTaken []string `yaml:"always_taken"`
+
+	// StateDir is the folder where the last good copy of each source is kept.
+	StateDir string `yaml:"state_dir"`
+
+	// Sources are the lists that are fetched from elsewhere, by name. A domain names those that list its recipients.
+	Sources map[string]Source `yaml:"sources"`
+
+	// Learned is what the primaries teach us of their recipients.
+	Learned Learned `yaml:"learned"`
+}
+
+// Learned says how long the primaries' own replies to RCPT are remembered, and how they are asked for. Times are those
+// of Postfix's address verification, and mean the same.
+type Learned struct {
+	// MaxEntries is how many addresses are remembered, over all domains. At most a quarter are unknown ones, so that the
+	// guessing of addresses can't push out the real ones. 0: nothing is learned.
+	MaxEntries int `yaml:"max_entries"`
+	// PositiveTTL is how long "it exists" is believed, PositiveRefresh when a lookup asks for a new reply.
+	PositiveTTL     time.Duration `yaml:"positive_ttl"`
+	PositiveRefresh time.Duration `yaml:"positive_refresh"`
+	// NegativeTTL is how long "it does not exist" is believed, NegativeRefresh when a lookup asks for a new reply.
+	NegativeTTL     time.Duration `yaml:"negative_ttl"`
+	NegativeRefresh time.Duration `yaml:"negative_refresh"`
+	// CalloutsPerMinute is how many recipients a minute a domain's primary is asked about, without sending anything.
+	// 0: it is never asked.
+	CalloutsPerMinute int `yaml:"callouts_per_minute"`
 }
 
 // DefaultConfig is the one place for defaults.
 func DefaultConfig() Config {
-	return Config{RecipientDelimiter: "+"}
+	const day = 24 * time.Hour
+	return Config{
+		RecipientDelimiter: "+",
+		StateDir:           "/var/lib/understudy/recipients",
+		Learned: Learned{
+			MaxEntries: 200_000, PositiveTTL: 31 * day, PositiveRefresh: 7 * day, NegativeTTL: 3 * day,
+			NegativeRefresh: 3 * time.Hour, CalloutsPerMinute: 30,
+		},
+	}
 }
 
 // Validate reports every mistake.
@@ -39,6 +74,33 @@ func (c *Config) Validate() []mta.Fault {
 			faults = append(faults, mta.NewFault(index("always_taken", i), "%q is not a local part: write the part before the @", l))
 		}
 	}
+	if len(c.Sources) > 0 && c.StateDir == "" {
+		faults = append(faults, mta.NewFault("state_dir", "is needed where there are sources: their last good copies are kept there"))
+	}
+	for name, s := range c.Sources {
+		if !validSourceName(name) {
+			faults = append(faults, mta.NewFault("sources."+name, "the name of a source has 1 to 64 letters a-z, digits, - and _, and is not %q", learnedSource))
+		}
+		faults = append(faults, below("sources."+name, s.Validate())...)
+	}
+	return append(faults, below("learned", c.Learned.Validate())...)
+}
+
+// Validate reports every mistake.
+func (l *Learned) Validate() []mta.Fault {
+	var faults []mta.Fault
+	if l.MaxEntries < 0 || l.MaxEntries > 50_000_000 {
+		faults = append(faults, mta.NewFault("max_entries", "%d is not between 0 and 50000000", l.MaxEntries))
+	}
+	if l.CalloutsPerMinute < 0 || l.CalloutsPerMinute > 600 {
+		faults = append(faults, mta.NewFault("callouts_per_minute", "%d is not between 0 and 600", l.CalloutsPerMinute))
+	}
+	if l.PositiveRefresh < time.Minute || l.PositiveTTL <= l.PositiveRefresh {
+		faults = append(faults, mta.NewFault("positive_refresh", "must be at least a minute, and shorter than positive_ttl"))
+	}
+	if l.NegativeRefresh < time.Minute || l.NegativeTTL <= l.NegativeRefresh {
+		faults = append(faults, mta.NewFault("negative_refresh", "must be at least a minute, and shorter than negative_ttl"))
+	}
 	return faults
 }
 
@@ -46,28 +108,12 @@ func isAlphanumeric(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 }
 
-// Domain is what holds for one mail domain.
-type Domain struct {
-	// Recipients is the file that lists all recipients of the domain, one address a line; everyone else is refused with
-	// 550 5.1.1. "@example.org" on a line takes every address of that domain. "#" begins a comment. What follows an
-	// address on its line is read over, so a Postfix relay_recipient_maps text file works as it is. A file may serve
-	// several domains.
-	Recipients string `yaml:"recipients"`
-
-	// AcceptAll takes every address of the domain, where no list can be had. What the primary then refuses stays here
-	// in quarantine.
-	AcceptAll bool `yaml:"accept_all"`
-}
-
-// Validate reports every mistake.
-func (d *Domain) Validate() []mta.Fault {
-	switch {
-	case d.Recipients == "" && !d.AcceptAll:
-		return []mta.Fault{mta.NewFault("recipients", "who are the recipients? Name the file that lists them, or say accept_all: true")}
-	case d.Recipients != "" && d.AcceptAll:
-		return []mta.Fault{mta.NewFault("accept_all", "can't be true together with a recipients file: keep one of them")}
-	}
-	return nil
-}
-
 func index(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
+
+// below puts the faults of a part under its key.
+func below(key string, faults []mta.Fault) []mta.Fault {
+	for i := range faults {
+		faults[i].Key = strings.TrimSuffix(key+"."+faults[i].Key, ".")
+	}
+	return faults
+}

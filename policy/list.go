@@ -9,7 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"regexp"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
@@ -53,41 +55,50 @@ func (f ListFaults) Error() string {
 // readList reads one file for the domains that it serves and gives the set of each. One line that can't be understood
 // makes the whole file unusable, for it may be a recipient who would be refused.
 func readList(ctx context.Context, file string, domains []string, log *slog.Logger) (map[string]*set, ListFaults) {
-	whole := func(text string) ListFaults { return ListFaults{{File: file, Text: text}} }
-	info, err := os.Stat(file)
-	switch {
-	case err != nil:
-		return nil, whole(reason(err))
-	case !info.Mode().IsRegular(): // opening a pipe would wait for its writer
-		return nil, whole("is not a regular file")
-	case info.Size() > maxListSize:
-		return nil, whole(fmt.Sprintf("is larger than %v", mta.Size(maxListSize)))
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, whole(reason(err))
-	}
-	defer f.Close()
-	before, err := f.Stat()
-	if err != nil {
-		return nil, whole(reason(err))
-	}
 	l := newList(file, domains)
-	if faults := l.parse(ctx, f); len(faults) > 0 {
-		return nil, faults
+	err := readWhole(file, maxListSize, func(r io.Reader) { l.parse(ctx, r, form{}) })
+	if err != nil && len(l.faults) == 0 {
+		return nil, ListFaults{{File: file, Text: reason(err)}}
 	}
-	after, err := f.Stat()
-	if err != nil {
-		return nil, whole(reason(err))
-	}
-	if after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
-		return nil, whole("was written to while it was read: write a new file and rename it over the old one")
+	if len(l.faults) > 0 {
+		return nil, l.faults
 	}
 	if l.foreign > 0 {
 		log.LogAttrs(ctx, slog.LevelWarn, "recipient list has addresses at domains that it does not serve, they are not used",
 			slog.String("file", file), slog.Int("addresses", l.foreign))
 	}
 	return l.sets()
+}
+
+// readWhole hands a file to read; an error says that what was read is not the file as its writer left it.
+func readWhole(file string, limit int64, read func(io.Reader)) error {
+	info, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular(): // opening a pipe would wait for its writer
+		return errors.New("is not a regular file")
+	case info.Size() > limit:
+		return fmt.Errorf("is larger than %v", mta.Size(limit))
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	before, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	read(io.LimitReader(f, limit))
+	after, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
+		return errors.New("was written to while it was read: write a new file and rename it over the old one")
+	}
+	return nil
 }
 
 // reason is an error without the operation and path that stand before it anyway.
@@ -102,15 +113,17 @@ func reason(err error) string {
 type list struct {
 	file    string
 	members map[string]*members // by domain
-	foreign int                 // addresses at domains that the file does not serve
+	foreign int                 // addresses at domains that the list does not serve
+	odd     int                 // values of a directory or database that are no addresses
 	faults  ListFaults
 }
 
 // members are the folded local parts of one domain, in the form of set.arena.
 type members struct {
-	arena []byte
-	n     int
-	all   bool
+	arena    []byte
+	n        int
+	all      bool
+	patterns []*regexp.Regexp
 }
 
 func newList(file string, domains []string) *list {
@@ -125,26 +138,43 @@ func (l *list) fault(line int, format string, args ...any) {
 	l.faults = append(l.faults, ListFault{File: l.file, Line: line, Text: fmt.Sprintf(format, args...)})
 }
 
-// parse reads all lines and tells what is wrong with them.
-func (l *list) parse(ctx context.Context, r io.Reader) ListFaults {
+// form is how a list is written. The zero form is Plain.
+type form struct {
+	format    Format
+	column    string
+	separator string
+}
+
+// parse reads the whole list and tells what is wrong with it.
+func (l *list) parse(ctx context.Context, r io.Reader, f form) ListFaults {
+	switch f.format {
+	case CSV:
+		l.csv(ctx, r, f)
+	case Postfix:
+		l.lines(ctx, r, l.postfixLine)
+	case Patterns:
+		l.lines(ctx, r, l.pattern)
+	default:
+		l.lines(ctx, r, l.line)
+	}
+	return l.faults
+}
+
+// lines hands each line to take, and notes what that says of it.
+func (l *list) lines(ctx context.Context, r io.Reader, take func(line string) error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxListLine)
 	n := 0
 	for lines.Scan() {
 		n++
-		if err := ctx.Err(); err != nil {
-			l.fault(n, "%v", err)
-			break
-		}
-		if len(l.faults) == maxListFaults {
-			l.fault(n, "too many faults, the rest of the file was not read")
-			break
+		if !l.goOn(ctx, n) {
+			return
 		}
 		line := lines.Bytes()
 		if n == 1 {
-			line = bytes.TrimPrefix(line, []byte("\ufeff")) // some editors begin a file with it
+			line = bytes.TrimPrefix(line, []byte(byteOrderMark)) // some editors begin a file with it
 		}
-		if err := l.line(string(line)); err != nil {
+		if err := take(string(line)); err != nil {
 			l.fault(n, "%v", err)
 		}
 	}
@@ -154,14 +184,34 @@ func (l *list) parse(ctx context.Context, r io.Reader) ListFaults {
 	case err != nil:
 		l.fault(n+1, "%s", reason(err))
 	}
-	return l.faults
 }
 
+const byteOrderMark = "\ufeff"
+
+// goOn tells whether line n is worth reading: nobody has lost patience, and not everything is wrong.
+func (l *list) goOn(ctx context.Context, n int) bool {
+	if err := ctx.Err(); err != nil {
+		l.fault(n, "%v", err)
+		return false
+	}
+	if len(l.faults) == maxListFaults {
+		l.fault(n, "too many faults, the rest of the file was not read")
+		return false
+	}
+	return true
+}
+
+// line takes a line of the form Plain.
 func (l *list) line(line string) error {
 	entry, err := cutEntry(line)
 	if entry == "" || err != nil {
 		return err
 	}
+	return l.address(entry)
+}
+
+// address adds "user@example.org", or all of "@example.org".
+func (l *list) address(entry string) error {
 	if d, ok := strings.CutPrefix(entry, "@"); ok {
 		key, err := mta.Domain(d)
 		if err != nil {
@@ -235,16 +285,28 @@ func (l *list) add(domain, local string) {
 // sets indexes what was read. A domain without any recipient is a fault: such a file comes from a script that failed,
 // and believing it would refuse all of the domain's mail for good.
 func (l *list) sets() (map[string]*set, ListFaults) {
-	sets := make(map[string]*set, len(l.members))
-	for domain, m := range l.members {
-		if m.n == 0 && !m.all {
+	sets := l.index()
+	for domain := range l.members {
+		if sets[domain] == nil {
 			l.fault(0, "names no recipient at %s", domain)
-			continue
 		}
-		sets[domain] = newSet(bytes.Clone(m.arena), m.n, m.all) // the clone has no spare room
-		m.arena = nil
 	}
 	return sets, l.faults
+}
+
+// index makes the set of each domain that has recipients. The list can't be added to afterwards.
+func (l *list) index() map[string]*set {
+	sets := make(map[string]*set, len(l.members))
+	for domain, m := range l.members {
+		if m.n == 0 && !m.all && len(m.patterns) == 0 {
+			continue
+		}
+		s := newSet(bytes.Clone(m.arena), m.n, m.all) // the clone has no spare room
+		s.at, s.domain, s.patterns = time.Now().UnixNano(), domain, m.patterns
+		sets[domain] = s
+		m.arena = nil
+	}
+	return sets
 }
 
 // fold gives the form under which local parts are compared. RFC 5321, 2.4 leaves their case to the primary; a primary

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -84,7 +83,7 @@ func TestAFaultOfAListNamesFileAndLine(t *testing.T) {
 
 func TestAListOfGarbageIsGivenUpEarly(t *testing.T) {
 	l := newList("F", []string{"example.org"})
-	if got := len(l.parse(t.Context(), strings.NewReader(strings.Repeat("x\n", 1000)))); got != maxListFaults+1 {
+	if got := len(l.parse(t.Context(), strings.NewReader(strings.Repeat("x\n", 1000)), form{})); got != maxListFaults+1 {
 		t.Errorf("%d faults, want %d", got, maxListFaults+1)
 	}
 }
@@ -101,7 +100,7 @@ func TestReadingAListEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	l := newList("F", []string{"example.org"})
-	if len(l.parse(ctx, strings.NewReader("a@example.org\n"))) != 1 {
+	if len(l.parse(ctx, strings.NewReader("a@example.org\n"), form{})) != 1 {
 		t.Error("parse went on")
 	}
 }
@@ -116,13 +115,13 @@ func FuzzParseList(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		l := newList("F", []string{"example.org", "xn--bcher-kva.example"})
-		if len(l.parse(t.Context(), strings.NewReader(text))) > 0 {
+		if len(l.parse(t.Context(), strings.NewReader(text), form{})) > 0 {
 			return
 		}
 		sets, _ := l.sets()
 		for domain, s := range sets {
-			for _, at := range slices.Collect(s.places()) {
-				local := string(s.member(at))
+			for member := range s.members() {
+				local := string(member)
 				if !s.has(local) {
 					t.Errorf("%q is in the arena and not in the set", local)
 				}
@@ -132,7 +131,7 @@ func FuzzParseList(f *testing.F) {
 				}
 				line := p.String()
 				again := newList("F", []string{domain})
-				if faults := again.parse(t.Context(), strings.NewReader(line)); len(faults) > 0 {
+				if faults := again.parse(t.Context(), strings.NewReader(line), form{}); len(faults) > 0 {
 					t.Fatalf("%q is not read back: %v", line, faults)
 				}
 				back, faults := again.sets()
@@ -142,16 +141,6 @@ func FuzzParseList(f *testing.F) {
 			}
 		}
 	})
-}
-
-func (s *set) places() func(yield func(int) bool) {
-	return func(yield func(int) bool) {
-		for at := 0; at < len(s.arena); at += 1 + int(s.arena[at]) {
-			if !yield(at) {
-				return
-			}
-		}
-	}
 }
 
 func million(n int) string {

@@ -10,42 +10,59 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"understudy/internal/mta"
 )
 
+// Deps is what the policy needs of the others.
+type Deps struct {
+	// Log gets every event.
+	Log *slog.Logger
+	// Metrics is where counters and gauges are registered. nil: nowhere.
+	Metrics prometheus.Registerer
+	// Events is told of lists that are stale or shrink. nil: nobody is. It must not block.
+	Events func(mta.Event)
+	// Callout asks the primary of a domain about a recipient: connect, MAIL with the null sender, RCPT, RSET, never
+	// content. It returns the reply to RCPT; an error says that there was none. nil: no primary is asked.
+	Callout func(ctx context.Context, domain string, to mta.Path) (mta.Reply, error)
+	// State keeps what was learned over restarts. nil: it is not kept.
+	State State
+}
+
 // Policy decides about mail. Its methods may be called at any time from any goroutine.
 type Policy struct {
-	log   *slog.Logger
-	state atomic.Pointer[state]
+	deps    Deps
+	log     *slog.Logger
+	metrics *metrics
+	learned *learned
+	wake    chan struct{} // something is due earlier than Run knows
+	state   atomic.Pointer[state]
 
 	mu      sync.Mutex // held while a next state is built; guards what follows
 	cfg     Config
 	domains map[string]Domain
+	files   map[string]*set    // of domains with a recipients file
+	sources map[string]*source // those that a domain names
+	gone    []mta.Event        // the ends of alarms whose sources are no more
 }
-
-// state is all that a decision needs. It is never changed once it is in Policy.state.
-type state struct {
-	cfg        Config
-	always     map[string]bool   // folded local parts; postmaster is among them
-	postmaster string            // the domain of a bare <postmaster>; "" if no domain is configured
-	domains    map[string]*known // by the form of mta.Domain
-}
-
-// known is what we know of a domain's recipients.
-type known struct {
-	file string // "" if all are accepted
-	*set
-}
-
-var everyone = &set{all: true}
 
 // New checks the configuration. Until Load has succeeded every recipient is deferred.
-func New(cfg Config, domains map[string]Domain, log *slog.Logger) (*Policy, error) {
+func New(cfg Config, domains map[string]Domain, d Deps) (*Policy, error) {
 	if err := validate(cfg, domains); err != nil {
 		return nil, err
 	}
-	return &Policy{log: log, cfg: cfg, domains: maps.Clone(domains)}, nil
+	p := &Policy{
+		deps: d, log: d.Log, cfg: cfg, domains: maps.Clone(domains), sources: map[string]*source{},
+		wake: make(chan struct{}, 1), learned: newLearned(cfg.Learned, d.Callout != nil),
+	}
+	var err error
+	if p.metrics, err = newMetrics(d.Metrics, p); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func validate(cfg Config, domains map[string]Domain) error {
@@ -62,59 +79,187 @@ func validate(cfg Config, domains map[string]Domain) error {
 			errs = append(errs, fmt.Errorf("policy: %s: %s: %s", name, f.Key, f.Text))
 		}
 	}
+	for _, f := range CheckDomains(cfg, domains) {
+		errs = append(errs, fmt.Errorf("policy: %s: %s", f.Key, f.Text))
+	}
 	return errors.Join(errs...)
 }
 
-// Load reads all lists, and all of them must be good: it is for the start. An error is ListFaults, and means that
-// nothing is known and nothing may be taken.
+// firstLook is how long the start waits for sources of which there is no copy from before. Their domains defer until
+// then.
+const firstLook = 10 * time.Second
+
+// Load reads all lists: it is for the start. Files that domains name as recipients, and what sources need on this
+// host, must be good: an error is ListFaults, and means that nothing is known and nothing may be taken. Sources begin
+// with their last good copies; only those that have none, and files, are read at once. One that can't be read is no
+// error, for its server may be away for the same reason as the primary.
 func (p *Policy) Load(ctx context.Context) error {
 	p.mu.Lock()
+	files, faults := readLists(ctx, p.domains, p.log)
+	faults = append(faults, p.checkSources(p.cfg, p.domains)...)
+	if len(faults) > 0 {
+		p.mu.Unlock()
+		return faults
+	}
+	sources, err := p.makeSources(ctx, p.cfg, p.domains)
+	if err != nil {
+		p.mu.Unlock()
+		return err
+	}
+	p.files, p.sources = files, sources
+	p.rebuild()
+	var now []*source
+	for _, s := range p.sources {
+		if s.ask == nil && (s.got == nil || s.cfg.File != "") {
+			s.looking = true
+			now = append(now, s)
+		}
+	}
+	p.mu.Unlock()
+	p.lookAt(ctx, now)
+	p.recallLearned(ctx)
+	return nil
+}
+
+// lookAt reads sources at the same time, for as long as a start may take.
+func (p *Policy) lookAt(ctx context.Context, sources []*source) {
+	limited, cancel := context.WithTimeout(ctx, firstLook)
+	defer cancel()
+	var g sync.WaitGroup
+	for _, s := range sources {
+		g.Go(func() { _ = p.look(limited, s) }) // logged there
+	}
+	g.Wait()
+}
+
+// Check finds what Load would fail at, and files of sources that are not good, without asking any server and without
+// changing anything. An error is ListFaults.
+func (p *Policy) Check(ctx context.Context) error {
+	p.mu.Lock()
 	defer p.mu.Unlock()
-	lists, faults := readLists(ctx, p.domains, p.log)
+	_, faults := readLists(ctx, p.domains, p.log)
+	faults = append(faults, p.checkSources(p.cfg, p.domains)...)
+	served := servedBy(p.domains)
+	for _, name := range slices.Sorted(maps.Keys(served)) {
+		cfg := p.cfg.Sources[name]
+		if cfg.File == "" {
+			continue
+		}
+		_, err := fetch(ctx, job{name: name, cfg: cfg, serves: served[name]})
+		if f, ok := errors.AsType[ListFaults](err); ok {
+			faults = append(faults, f...)
+		} else if err != nil {
+			faults = append(faults, ListFault{File: "policy.sources." + name, Text: err.Error()})
+		}
+	}
 	if len(faults) > 0 {
 		return faults
 	}
-	p.state.Store(newState(p.cfg, p.domains, lists))
 	return nil
+}
+
+// checkSources looks at what the sources that are used need on this host.
+func (p *Policy) checkSources(cfg Config, domains map[string]Domain) ListFaults {
+	var faults ListFaults
+	for _, name := range slices.Sorted(maps.Keys(servedBy(domains))) {
+		faults = append(faults, checkLocal(name, cfg.Sources[name])...)
+	}
+	return faults
+}
+
+// makeSources gives the sources that a configuration uses, each with what is known of it already: that of before, or
+// the last good copy. p.mu is held.
+func (p *Policy) makeSources(ctx context.Context, cfg Config, domains map[string]Domain) (map[string]*source, error) {
+	now := time.Now()
+	sources := map[string]*source{}
+	for name, serves := range servedBy(domains) {
+		old := p.sources[name]
+		if old != nil && old.same(cfg.Sources[name], serves) {
+			sources[name] = old
+			continue
+		}
+		s, err := newSource(name, cfg.Sources[name], serves, now)
+		if err != nil {
+			return nil, err
+		}
+		s.carry(old)
+		p.recall(ctx, s)
+		sources[name] = s
+	}
+	return sources, nil
 }
 
 // Reload puts a new configuration and the present content of all lists in force, in one step. A list that can't be
 // read leaves its domain's old list in force, with an Error in the log. A domain that has no old list to keep makes
-// Reload fail; then, and on any other error, everything stays as it was.
+// Reload fail; then, and on any other error, everything stays as it was. Sources are read anew by Run.
 func (p *Policy) Reload(ctx context.Context, cfg Config, domains map[string]Domain) error {
 	if err := validate(cfg, domains); err != nil {
 		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.state.Load()
-	lists, faults := readLists(ctx, domains, p.log)
+	if faults := p.checkSources(cfg, domains); len(faults) > 0 {
+		return faults
+	}
+	files, faults := readLists(ctx, domains, p.log)
 	if ctx.Err() != nil {
 		return fmt.Errorf("policy: read recipients: %w", context.Cause(ctx))
 	}
 	if len(faults) > 0 {
-		if err := keepOld(lists, domains, old, faults); err != nil {
+		if err := p.keepOld(files, domains, faults); err != nil {
 			return err
 		}
 		p.log.LogAttrs(ctx, slog.LevelError, "recipient list can't be read, the old one stays in force", slog.Any("err", faults))
 	}
-	p.cfg, p.domains = cfg, maps.Clone(domains)
-	p.state.Store(newState(cfg, domains, lists))
+	sources, err := p.makeSources(ctx, cfg, domains)
+	if err != nil {
+		return err
+	}
+	p.replaceSources(sources)
+	p.cfg, p.domains, p.files = cfg, maps.Clone(domains), files
+	p.learned.reload(cfg.Learned, domains)
+	p.rebuild()
+	p.wakeUp()
 	return nil
 }
 
-// keepOld puts into lists what the old state knows of the domains that are missing there.
-func keepOld(lists map[string]*set, domains map[string]Domain, old *state, faults ListFaults) error {
-	for name, d := range domains {
-		if d.Recipients == "" || lists[name] != nil {
+// replaceSources ends what is no longer used, and has the rest read soon. p.mu is held.
+func (p *Policy) replaceSources(sources map[string]*source) {
+	now := time.Now()
+	for name, old := range p.sources {
+		if sources[name] == old {
+			old.next = now
 			continue
 		}
-		if old == nil || old.domains[name] == nil || old.domains[name].file == "" {
+		if old.ask != nil {
+			old.ask.close()
+		}
+		for kind, on := range old.alarms {
+			if on && sources[name] == nil {
+				p.gone = append(p.gone, mta.Event{Kind: kind, Subject: name, Level: mta.Over, At: now, Text: "Source " + name + " is no longer used"})
+			}
+		}
+	}
+	p.sources = sources
+}
+
+// keepOld puts into files what was known of the domains that are missing there. p.mu is held.
+func (p *Policy) keepOld(files map[string]*set, domains map[string]Domain, faults ListFaults) error {
+	for name, d := range domains {
+		if d.Recipients == "" || files[name] != nil {
+			continue
+		}
+		if p.files[name] == nil {
 			return fmt.Errorf("policy: %s has no list to keep: %w", name, faults)
 		}
-		lists[name] = old.domains[name].set
+		files[name] = p.files[name]
 	}
 	return nil
+}
+
+// rebuild puts what is known now in force. p.mu is held.
+func (p *Policy) rebuild() {
+	p.state.Store(newState(p.cfg, p.domains, p.files, p.sources))
 }
 
 // readLists reads each file once, however many domains it serves. The map has every domain whose list was read; the
@@ -136,60 +281,64 @@ func readLists(ctx context.Context, domains map[string]Domain, log *slog.Logger)
 	return lists, faults
 }
 
-func newState(cfg Config, domains map[string]Domain, lists map[string]*set) *state {
-	s := &state{cfg: cfg, always: map[string]bool{"postmaster": true}, domains: make(map[string]*known, len(domains))}
-	for _, l := range cfg.AlwaysTaken {
-		s.always[fold(l)] = true
-	}
-	for name, d := range domains {
-		s.domains[name] = &known{file: d.Recipients, set: lists[name]}
-		if d.AcceptAll {
-			s.domains[name].set = everyone
-		}
-	}
-	s.postmaster = postmasterDomain(cfg.Hostname, domains)
-	return s
-}
-
-// postmasterDomain is where a bare <postmaster> goes: the longest configured domain that our hostname is or lies in,
-// for whoever writes to the postmaster of this host means the people who run it; else the first by name.
-func postmasterDomain(hostname string, domains map[string]Domain) string {
-	host, err := mta.Domain(hostname)
-	for err == nil && host != "" {
-		if _, ok := domains[host]; ok {
-			return host
-		}
-		_, host, _ = strings.Cut(host, ".")
-	}
-	if len(domains) == 0 {
-		return ""
-	}
-	return slices.Min(slices.Collect(maps.Keys(domains)))
-}
-
 // Recipient decides about one RCPT. The recipient that it returns has its destination, and a bare postmaster has got
 // a domain. A *mta.Reply in the error is a refusal; any other error is our own fault.
-func (p *Policy) Recipient(_ context.Context, _ *mta.Envelope, to mta.Path) (mta.Recipient, error) {
+func (p *Policy) Recipient(ctx context.Context, _ *mta.Envelope, to mta.Path) (mta.Recipient, error) {
 	s := p.state.Load()
 	if s == nil {
-		return mta.Recipient{}, errors.New("policy: recipients are not loaded")
+		return mta.Recipient{}, errNotLoaded
 	}
+	q := s.place(to)
+	f, reply := p.judge(ctx, s, q, time.Now())
+	p.metrics.answer(q.label(f.source), f.verdict)
+	if reply != nil {
+		return mta.Recipient{}, reply
+	}
+	return mta.Recipient{Addr: q.to, Dest: q.dest}, nil
+}
+
+var errNotLoaded = errors.New("policy: recipients are not loaded")
+
+// question is one recipient, placed among the domains.
+type question struct {
+	to    mta.Path
+	dest  string
+	local string // folded
+	known *known // nil: not one of our domains
+}
+
+func (s *state) place(to mta.Path) question {
 	if to.Domain == "" && to.IsPostmaster() && s.postmaster != "" {
 		to.Domain = s.postmaster
 	}
 	dest := to.DomainKey()
-	k := s.domains[dest]
-	if k == nil {
-		return mta.Recipient{}, relayRefused(dest)
+	return question{to: to, dest: dest, local: fold(to.Local), known: s.domains[dest]}
+}
+
+// label is the name of what decided, for metrics: files have one name for all.
+func (q question) label(source string) string {
+	if q.known != nil {
+		for _, v := range q.known.views {
+			if v.name == source {
+				return v.label
+			}
+		}
 	}
-	local := fold(to.Local)
-	if isRouted(local) && !k.names(local) {
-		return mta.Recipient{}, mta.NewReply(550, "5.7.1", "relay not permitted: the address names a way through %s to somewhere else", dest)
+	return source
+}
+
+// judge decides, and says what the sender is told unless the recipient is taken.
+func (p *Policy) judge(ctx context.Context, s *state, q question, now time.Time) (finding, *mta.Reply) {
+	if q.known == nil {
+		return finding{verdict: Reject, source: byRelay}, relayRefused(q.dest)
 	}
-	if !s.takes(k, local) {
-		return mta.Recipient{}, mta.NewReply(550, "5.1.1", "no such recipient at %s", dest)
+	if isRouted(q.local) && !q.known.names(q.local) {
+		return finding{verdict: Reject, source: byRelay},
+			mta.NewReply(550, "5.7.1", "relay not permitted: the address names a way through %s to somewhere else", q.dest)
 	}
-	return mta.Recipient{Addr: to, Dest: dest}, nil
+	h := p.hear(ctx, s, q.known, q.dest, q.local, now)
+	f := h.decide()
+	return f, f.reply(q.dest)
 }
 
 // relayRefused answers for a domain that is not ours; it is "" for an address literal.
@@ -204,10 +353,61 @@ func relayRefused(domain string) *mta.Reply {
 // "user@other" in quotes. A primary that trusts us would relay it for anyone (Postfix: allow_untrusted_routing).
 func isRouted(local string) bool { return strings.ContainsAny(local, "@%!") }
 
-func (s *state) takes(k *known, local string) bool {
-	if k.has(local) || s.always[local] {
-		return true
+// Lookup tells what Recipient would say, and why: it is for people.
+func (p *Policy) Lookup(ctx context.Context, to mta.Path) (Answer, error) {
+	s := p.state.Load()
+	if s == nil {
+		return Answer{}, errNotLoaded
 	}
-	i := strings.IndexAny(local, s.cfg.RecipientDelimiter)
-	return i > 0 && (k.has(local[:i]) || s.always[local[:i]])
+	now := time.Now()
+	q := s.place(to)
+	f, reply := p.judge(ctx, s, q, now)
+	a := Answer{Addr: q.to, Dest: q.dest, Verdict: f.verdict, Source: f.source, Known: f.known, Reply: reply}
+	if !f.at.IsZero() {
+		a.Age = now.Sub(f.at)
+	}
+	if q.known != nil {
+		a.Says = p.says(ctx, s, q, now)
+	}
+	return a, nil
+}
+
+// says asks every source.
+func (p *Policy) says(ctx context.Context, s *state, q question, now time.Time) []Saying {
+	base := s.base(q.local)
+	var all []Saying
+	for _, v := range q.known.views {
+		say := Saying{Source: v.name, Complete: v.complete, Fresh: v.fresh(now)}
+		if at := v.checked(); !at.IsZero() {
+			say.Age = now.Sub(at)
+		}
+		switch found, err := p.said(ctx, v, q, base, now); {
+		case err != nil:
+			say.Says = err.Error()
+		case found:
+			say.Says = "listed"
+		case !v.read:
+			say.Says = "not read yet"
+		default:
+			say.Says = "not listed"
+		}
+		all = append(all, say)
+	}
+	return append(all, p.learned.says(q.dest, q.local, base, now))
+}
+
+func (p *Policy) said(ctx context.Context, v *view, q question, base string, now time.Time) (bool, error) {
+	if v.ask == nil {
+		return v.has(q.local, base), nil
+	}
+	found, _, err := p.askOne(ctx, v, q.known.lists, q.local, base, now)
+	return found, err
+}
+
+// wakeUp has Run look at what is due.
+func (p *Policy) wakeUp() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
 }

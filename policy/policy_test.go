@@ -12,6 +12,8 @@ import (
 	"understudy/internal/mta"
 )
 
+var quiet = Deps{Log: slog.New(slog.DiscardHandler)}
+
 func path(t testing.TB, s string) mta.Path {
 	t.Helper()
 	p, err := mta.ParsePath(s)
@@ -23,7 +25,7 @@ func path(t testing.TB, s string) mta.Path {
 
 func loaded(t *testing.T, cfg Config, domains map[string]Domain, log *slog.Logger) *Policy {
 	t.Helper()
-	p, err := New(cfg, domains, log)
+	p, err := New(cfg, domains, Deps{Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +118,7 @@ func TestABarePostmasterIsOfTheHostsOwnDomainElseOfTheFirst(t *testing.T) {
 }
 
 func TestBeforeTheListsAreReadNobodyIsRefusedForGood(t *testing.T) {
-	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {AcceptAll: true}}, slog.New(slog.DiscardHandler))
+	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {AcceptAll: true}}, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +135,7 @@ func TestAListThatCanNotBeReadRefusesTheStart(t *testing.T) {
 	p, err := New(DefaultConfig(), map[string]Domain{
 		"example.org": {Recipients: bad},
 		"example.net": {Recipients: filepath.Join(dir, "missing")},
-	}, slog.New(slog.DiscardHandler))
+	}, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +221,8 @@ func TestAReloadAddsAndRemovesDomains(t *testing.T) {
 }
 
 func TestValidateReportsEveryFault(t *testing.T) {
-	cfg := Config{RecipientDelimiter: "+a@", AlwaysTaken: []string{"abuse", "a@b", ""}}
+	cfg := DefaultConfig()
+	cfg.RecipientDelimiter, cfg.AlwaysTaken = "+a@", []string{"abuse", "a@b", ""}
 	var got []string
 	for _, f := range cfg.Validate() {
 		got = append(got, f.Key)
@@ -233,7 +236,7 @@ func TestValidateReportsEveryFault(t *testing.T) {
 	if d := (&Domain{Recipients: "x", AcceptAll: true}); len(d.Validate()) != 1 {
 		t.Error("a list and accept_all together are no fault")
 	}
-	if _, err := New(cfg, nil, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := New(cfg, nil, quiet); err == nil {
 		t.Error("New took a faulty configuration")
 	}
 	def := DefaultConfig()
@@ -266,7 +269,7 @@ func TestAMillionRecipientsFitInLittleMemory(t *testing.T) {
 func BenchmarkRecipient(b *testing.B) {
 	file := filepath.Join(b.TempDir(), "list")
 	write(b, file, million(1_000_000))
-	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {Recipients: file}}, slog.New(slog.DiscardHandler))
+	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {Recipients: file}}, quiet)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -290,7 +293,7 @@ func BenchmarkRecipient(b *testing.B) {
 func BenchmarkLoad(b *testing.B) {
 	file := filepath.Join(b.TempDir(), "list")
 	write(b, file, million(1_000_000))
-	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {Recipients: file}}, slog.New(slog.DiscardHandler))
+	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {Recipients: file}}, quiet)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,10 +1,19 @@
 package policy
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"iter"
+	"regexp"
+	"strings"
+)
 
 // set holds the folded local parts of one domain. A million of them cost about 28 octets each and no pointer, so the
 // garbage collector never looks inside.
 type set struct {
+	at       int64  // when it was read, in Unix nanoseconds
+	domain   string // what patterns see behind the @
+	patterns []*regexp.Regexp
+
 	all   bool // every local part is a member
 	n     int
 	seed  maphash.Seed
@@ -31,8 +40,22 @@ func newSet(arena []byte, n int, all bool) *set {
 
 func (s *set) member(at int) []byte { return s.arena[at+1 : at+1+int(s.arena[at])] }
 
-// has tells whether a folded local part is a member.
-func (s *set) has(local string) bool { return s.all || s.names(local) }
+// members are all local parts, each once.
+func (s *set) members() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for at := 0; at < len(s.arena); at += 1 + int(s.arena[at]) {
+			if slot, _ := s.find(string(s.member(at))); s.slots[slot] != uint32(at)+1 {
+				continue // said before
+			}
+			if !yield(s.member(at)) {
+				return
+			}
+		}
+	}
+}
+
+// has tells whether a folded local part is a member, by its name, by a pattern, or because all are.
+func (s *set) has(local string) bool { return s.all || s.names(local) || s.matches(local) }
 
 // names tells whether a folded local part is a member by its own name.
 func (s *set) names(local string) bool {
@@ -41,6 +64,19 @@ func (s *set) names(local string) bool {
 	}
 	_, found := s.find(local)
 	return found
+}
+
+func (s *set) matches(local string) bool {
+	if len(s.patterns) == 0 {
+		return false
+	}
+	address := strings.Join([]string{local, s.domain}, "@")
+	for _, re := range s.patterns {
+		if re.MatchString(address) {
+			return true
+		}
+	}
+	return false
 }
 
 // find gives the slot of a member, or the free slot where it belongs.

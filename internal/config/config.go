@@ -130,7 +130,7 @@ func (c *Config) hand() {
 func (c *Config) paths() []*string {
 	paths := []*string{
 		&c.Inbound.TempDir, &c.Inbound.StateDir, &c.Inbound.ACME.RootCAs, &c.Inbound.ETRN.ClientCA,
-		&c.Spool.Dir, &c.Spool.KeyFile, &c.Admin.Socket, &c.Admin.TokenFile, &c.Admin.HintTokenFile,
+		&c.Policy.StateDir, &c.Spool.Dir, &c.Spool.KeyFile, &c.Admin.Socket, &c.Admin.TokenFile, &c.Admin.HintTokenFile,
 	}
 	for i := range c.Alerts.Webhooks {
 		paths = append(paths, &c.Alerts.Webhooks[i].TokenFile)
@@ -142,6 +142,11 @@ func (c *Config) paths() []*string {
 		paths = append(paths, &c.Spool.OldKeyFiles[i])
 	}
 	return paths
+}
+
+// sourcePaths are the places of a source that hold the path of a file.
+func sourcePaths(s *policy.Source) []*string {
+	return []*string{&s.File, &s.TokenFile, &s.CAFile, &s.LDAP.PasswordFile, &s.SQL.DSNFile}
 }
 
 // paths are the places of a domain that hold the path of a file.
@@ -164,6 +169,7 @@ func (c *Config) Validate() []mta.Fault {
 	} {
 		faults = append(faults, below(s.name, s.part.Validate())...)
 	}
+	faults = append(faults, below("domains", policy.CheckDomains(c.Policy, c.PolicyDomains()))...)
 	for name, d := range c.Domains {
 		of := slices.Concat(d.Policy.Validate(), d.Healthprobe.Validate(), d.Forwarder.Validate())
 		faults = append(faults, below("domains."+name, of)...)

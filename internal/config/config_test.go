@@ -72,7 +72,7 @@ domains:
 		`F:10:12: spool.reserve: "-1" is not a size (write 64MiB, 1.5GiB or a number of octets)`,
 		`F:11:3: spool.open_generations: 1 is not between 2 and 64`,
 		`F:13:12: dns.timeout: "90" is not a duration: write 90s, 15m, 36h or 30d`,
-		`F:15:3: domains.example.org.recipients: who are the recipients? Name the file that lists them, or say accept_all: true`,
+		`F:15:3: domains.example.org.recipients: who are the recipients? Name the file that lists them, or sources, or say accept_all: true`,
 		`F:15:17: domains.example.org.recipient: is not a known key; did you mean recipients?`,
 		`F:16:3: domains.example.org: is already given in line 15`,
 		`F:17:32: domains.xn--bcher-kva.example.recipients: want text: write it in quotes, "5"`,

@@ -43,6 +43,11 @@ type keyed interface {
 	canonicalKey(string) (string, error)
 }
 
+// defaulted is the value of a map that has defaults of its own.
+type defaulted interface {
+	SetDefaults()
+}
+
 // value reads n into v, which is settable.
 func (d *decoder) value(n ast.Node, v reflect.Value, key string) {
 	if a, ok := n.(*ast.AnchorNode); ok {
@@ -178,6 +183,9 @@ func (d *decoder) entry(n ast.Node, at *token.Position, v reflect.Value, key, na
 			v.Set(reflect.MakeMap(v.Type()))
 		}
 		e := reflect.New(v.Type().Elem()).Elem()
+		if def, ok := e.Addr().Interface().(defaulted); ok {
+			def.SetDefaults()
+		}
 		d.value(n, e, full)
 		v.SetMapIndex(reflect.ValueOf(name).Convert(v.Type().Key()), e)
 		return

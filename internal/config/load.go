@@ -120,6 +120,10 @@ func (c *Config) finish(dir string) {
 	}
 	resolve(dir, c.paths())
 	c.hand()
+	for name, s := range c.Policy.Sources {
+		resolve(dir, sourcePaths(&s))
+		c.Policy.Sources[name] = s
+	}
 	for name, d := range c.Domains {
 		resolve(dir, d.paths())
 		c.Domains[name] = d

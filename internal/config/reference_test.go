@@ -117,7 +117,7 @@ func TestTheExamplesAreGood(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		p, err := policy.New(c.Policy, c.PolicyDomains(), slog.New(slog.DiscardHandler))
+		p, err := policy.New(c.Policy, c.PolicyDomains(), policy.Deps{Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Error(err)
 			continue
@@ -133,4 +133,36 @@ func TestTheExamplesAreGood(t *testing.T) {
 	if n := bytes.Count(b, []byte("\n")); n != 4 {
 		t.Errorf("the smallest configuration has %d lines, want 4", n)
 	}
+}
+
+func TestTheReferenceShowsEveryKeyOfASource(t *testing.T) {
+	_, section, _ := strings.Cut(string(configs.Reference), "\n  # Lists of recipients")
+	section, _, _ = strings.Cut(section, "\n  sources: {}")
+	var b strings.Builder
+	for line := range strings.Lines(section) {
+		if rest, ok := strings.CutPrefix(line, "  #   "); ok && !strings.HasPrefix(rest, "  file:") && !strings.HasPrefix(rest, "  command:") {
+			b.WriteString("    " + rest)
+		}
+	}
+	c := Default()
+	d := newDecoder("F")
+	if !d.document([]byte("policy:\n  sources:\n"+b.String()), c) || len(d.faults) > 0 {
+		t.Fatal(d.faults)
+	}
+	shown, def := c.Policy.Sources["staff"], policy.DefaultSource()
+	def.URL, def.LDAP.URL, def.LDAP.Base, def.SQL.Driver = shown.URL, shown.LDAP.URL, shown.LDAP.Base, shown.SQL.Driver
+	if !reflect.DeepEqual(shown, def) {
+		t.Errorf("shown\n%+v\ndefaults\n%+v", shown, def)
+	}
+	for key := range leavesOf(shown) {
+		if d.places["policy.sources.staff."+key] == nil && key != "file" && key != "command" {
+			t.Errorf("%s is not shown", key)
+		}
+	}
+}
+
+func leavesOf(v any) map[string]string {
+	m := map[string]string{}
+	addLeaves(m, reflect.ValueOf(v), "")
+	return m
 }

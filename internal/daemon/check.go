@@ -8,11 +8,12 @@ import (
 	"understudy/policy"
 )
 
-// Check reads every list that the configuration names, as a start would, and returns what would keep it from starting.
+// Check reads every list on this host that the configuration names, and returns what would keep it from starting or
+// from knowing its recipients. No server is asked.
 func Check(ctx context.Context, cfg *config.Config) error {
-	p, err := policy.New(cfg.Policy, cfg.PolicyDomains(), slog.New(slog.DiscardHandler))
+	p, err := policy.New(cfg.Policy, cfg.PolicyDomains(), policy.Deps{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
-	return p.Load(ctx)
+	return p.Check(ctx)
 }

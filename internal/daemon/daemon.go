@@ -68,7 +68,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	if d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), opts.Log); err != nil {
+	if d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), policy.Deps{Log: opts.Log, Metrics: reg}); err != nil {
 		return nil, err
 	}
 	if err := d.policy.Load(ctx); err != nil {
@@ -110,12 +110,14 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	dialer := &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: resolver.LookupAddrs}
 	d.prober, err = healthprobe.New(cfg.Healthprobe, cfg.HealthprobeDomains(), healthprobe.Deps{
 		Dialer: dialer, Resolver: resolver, Log: log, Metrics: reg, Tables: d.tables, Events: d.alerts.Raise, Backlog: d.backlog,
+		Options: func(domain string) smtpc.Options { return d.fwd.Options(domain) },
 	})
 	if err != nil {
 		return err
 	}
 	d.fwd, err = forwarder.New(cfg.Forwarder, cfg.ForwarderDomains(), forwarder.Deps{
-		Queue: d.store, Routes: d.prober, Health: d.prober, LeaseLost: spool.ErrLeaseLost, Log: log, Metrics: reg,
+		Queue: d.store, Routes: d.prober, Health: d.prober, LeaseLost: spool.ErrLeaseLost, Events: d.alerts.Raise,
+		Log: log, Metrics: reg,
 		// The prober remembers the addresses that worked, so a DNS failure strands no mail.
 		Dialer: &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.prober.LookupAddrs},
 	})
@@ -124,7 +126,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	}
 	d.in, err = inbound.New(cfg.Inbound, inbound.Deps{
 		Spool: counted{d.store, d.prober}, Policy: d.policy, Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs,
-		Domains: d.domains, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
+		Domains: d.domains, Bounds: d.prober.Bounds, Connected: d.prober.HintFrom, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
 	})
 	if err != nil {
 		return err

@@ -50,6 +50,7 @@ const (
 	EventOldest       = "oldest_message"     // alarm: a message waits longer than it should
 	EventBreaker      = "breaker_open"       // alarm: a primary refuses far too much, its drain has stopped
 	EventListStale    = "list_stale"         // alarm: a list could not be read for long
+	EventListShrunk   = "list_shrunk"        // alarm: a list lost too many recipients at once, and waits for a word
 	EventDamaged      = "message_damaged"    // alarm: a stored message does not match its checksum
 	EventNotDelivered = "primary_refused_us" // alarm: a primary refuses our own session for good
 )
@@ -68,6 +69,6 @@ type Event struct {
 func Kinds() []string {
 	return []string{
 		EventPrimaryAway, EventFlapping, EventDrained, EventMaintenance, EventRoleLost, EventNoPrimary, EventCertificate,
-		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventDamaged, EventNotDelivered,
+		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventDamaged, EventNotDelivered,
 	}
 }

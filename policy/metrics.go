@@ -1,0 +1,88 @@
+package policy
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics counts what was said and done.
+type metrics struct {
+	answers  *prometheus.CounterVec
+	looks    *prometheus.CounterVec
+	callouts *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "understudy", Subsystem: "policy", Name: name, Help: help}, labels)
+	}
+	m := &metrics{
+		answers:  counter("recipients_total", "Recipients that were decided about, by what decided and how.", "source", "verdict"),
+		looks:    counter("source_looks_total", "Looks at sources of recipients, by source and result (ok, failed).", "source", "result"),
+		callouts: counter("callouts_total", "Questions to primaries about a recipient, by what was learned.", "result"),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, newAges(p)} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("policy: metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) answer(source string, v Verdict) {
+	m.answers.WithLabelValues(source, v.String()).Inc()
+}
+func (m *metrics) look(source, result string) { m.looks.WithLabelValues(source, result).Inc() }
+func (m *metrics) callout(result string)      { m.callouts.WithLabelValues(result).Inc() }
+
+// ages tells how old what we know is, at the time of the question.
+type ages struct {
+	p                               *Policy
+	age, recipients, fresh, learned *prometheus.Desc
+}
+
+func newAges(p *Policy) *ages {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("understudy_policy_"+name, help, labels, nil)
+	}
+	return &ages{
+		p:          p,
+		age:        desc("source_age_seconds", "Time since the last good look at a source of recipients. Absent: there was none.", "source"),
+		recipients: desc("source_recipients", "Recipients that a source lists.", "source"),
+		fresh:      desc("source_fresh", "Whether a source may say that a recipient does not exist.", "source"),
+		learned:    desc("learned_recipients", "Recipients that the primaries taught us of, by what they said.", "says"),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (a *ages) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{a.age, a.recipients, a.fresh, a.learned} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (a *ages) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, s := range a.p.Sources() {
+		if s.Age >= 0 {
+			gauge(a.age, s.Age.Round(time.Millisecond).Seconds(), s.Name)
+		}
+		gauge(a.recipients, float64(s.Recipients), s.Name)
+		fresh := 0.0
+		if s.Fresh {
+			fresh = 1
+		}
+		gauge(a.fresh, fresh, s.Name)
+	}
+	good, bad := a.p.learned.sizes()
+	gauge(a.learned, float64(good), "exists")
+	gauge(a.learned, float64(bad), "missing")
+}
