@@ -34,6 +34,7 @@ type Forwarder struct {
 	m      *metrics
 	memory *semaphore.Weighted // octets of content read ahead
 	lost   error               // Deps.LeaseLost
+	events func(mta.Event)     // Deps.Events
 
 	kick    chan struct{}
 	out     leases
@@ -49,6 +50,7 @@ type Forwarder struct {
 	flushes  map[string]*flush // by destination
 	wishes   []wish
 	suspects map[mta.ID]int
+	held     map[string]struct{} // destinations whose drain an operator holds
 	fresh    map[string][]mta.ID // by destination
 	freshN   int
 	ours     map[netip.Addr]bool // addresses of this host
@@ -70,11 +72,11 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
 		return nil, errors.New("forwarder: a dependency is missing")
 	}
 	f := &Forwarder{
-		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost,
+		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, events: d.Events,
 		memory: semaphore.NewWeighted(int64(cfg.Memory)),
 		kick:   make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
 		cfg: cfg, domains: domains, active: make(map[string]*route), homes: make(map[string]home), looking: make(map[string]struct{}),
-		hosts: make(map[string]*host), flushes: make(map[string]*flush), suspects: make(map[mta.ID]int), fresh: make(map[string][]mta.ID),
+		hosts: make(map[string]*host), flushes: make(map[string]*flush), suspects: make(map[mta.ID]int), held: make(map[string]struct{}), fresh: make(map[string][]mta.ID),
 	}
 	dialer := *d.Dialer
 	for _, s := range cfg.Source {
@@ -266,11 +268,17 @@ func (d *dispatcher) lookup(dest string) {
 // start puts a destination to its route, if mail may be sent that way now.
 func (d *dispatcher) start(to mta.Route, dest string) {
 	f := d.f
-	if !f.anyUsable(to.Tiers) || d.ctx.Err() != nil {
-		return
-	}
+	usable := f.anyUsable(to.Tiers)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if to.Held {
+		f.held[dest] = struct{}{}
+		return
+	}
+	delete(f.held, dest)
+	if !usable || d.ctx.Err() != nil {
+		return
+	}
 	dom := f.domains[dest]
 	name := to.Name
 	if k := dom.key(); k != "" {
@@ -335,6 +343,34 @@ func (f *Forwarder) nudge() {
 	case f.kick <- struct{}{}:
 	default:
 	}
+}
+
+// isHeld reports whether an operator holds a destination's drain.
+func (f *Forwarder) isHeld(dest string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, held := f.held[dest]
+	return held
+}
+
+// raise tells the operator of an event.
+func (f *Forwarder) raise(e mta.Event) {
+	if f.events != nil {
+		e.At = time.Now()
+		f.events(e)
+	}
+}
+
+// Options are how a primary of a domain is dialled, so that a probe meets what a delivery would meet.
+func (f *Forwarder) Options(domain string) smtpc.Options {
+	f.mu.Lock()
+	dom := f.domains[domain]
+	f.mu.Unlock()
+	tls, err := f.policy(&dom)
+	if err != nil { // as a route that can't read its files: nothing goes out, and the log says why
+		tls = smtpc.TLSPolicy{Mode: smtpc.TLSVerify}
+	}
+	return smtpc.Options{LMTP: dom.LMTP, TLS: tls, Proxy: dom.ClientIdentity == "proxy_v2"}
 }
 
 // suspect counts the sessions that ended while they were busy with a message.

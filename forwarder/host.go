@@ -25,11 +25,12 @@ const (
 type host struct {
 	name string
 
-	mu    sync.Mutex
-	open  bool // the gate, when it was last looked at
-	fails int  // sessions in a row that failed
-	until time.Time
-	last  error
+	mu      sync.Mutex
+	open    bool // the gate, when it was last looked at
+	fails   int  // sessions in a row that failed
+	alarmed bool // the operator was told, and not yet that it is over
+	until   time.Time
+	last    error
 
 	slow   time.Time // no continuous sending before
 	cuts   int
@@ -116,14 +117,24 @@ func (h *host) pause(until time.Time) {
 	h.until = until
 }
 
-// worked is told of a message that the primary took, and of the window that the session had then.
-func (h *host) worked(window int) {
+// alarm notes that the operator was told of trouble with this primary.
+func (h *host) alarm() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.alarmed = true
+}
+
+// worked is told of a message that the primary took, and of the window that the session had then. It reports whether
+// that ends an alarm.
+func (h *host) worked(window int) (over bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if window > 0 {
 		h.window = window
 	}
 	h.fails, h.until, h.last, h.cuts, h.deferrals, h.storms = 0, time.Time{}, nil, 0, 0, 0
+	over, h.alarmed = h.alarmed, false
+	return over
 }
 
 // deferred is told of recipients that were told to come later, when nothing of the message was taken. Where that goes on

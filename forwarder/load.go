@@ -67,6 +67,9 @@ func (r *route) turned(dest string, empty bool) {
 
 // claim leases what a flush wants, or else what is fresh and then the oldest that is due; fresh counts the former.
 func (r *route) claim(ctx context.Context, dest string, n int) (leases []mta.Lease, fresh int, err error) {
+	if r.f.isHeld(dest) {
+		return nil, 0, nil
+	}
 	if fl := r.f.flushing(dest); fl != nil {
 		leases, err = fl.claim(ctx, r.f.q, dest, n)
 		if len(leases) > 0 || err != nil {

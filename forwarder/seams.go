@@ -54,4 +54,6 @@ type Deps struct {
 	Metrics prometheus.Registerer
 	// LeaseLost is in the chain of what Settle says when someone else has the delivery by now: trying again is of no use.
 	LeaseLost error
+	// Events tells the operator; nil: nobody. It must not wait.
+	Events func(mta.Event)
 }

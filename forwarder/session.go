@@ -3,6 +3,7 @@ package forwarder
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -198,6 +199,11 @@ func (s *session) Done(m *smtpc.Message, res smtpc.Result) {
 		f.m.trips.Inc()
 		f.log.LogAttrs(context.Background(), slog.LevelError, "breaker open", slog.String("primary", s.name),
 			slog.Int("refused", len(ready)), slog.String("reply", firstReply(p)), slog.Duration("retry_after", s.cfg.Breaker.RetryAfter))
+		s.host.alarm()
+		f.raise(mta.Event{
+			Kind: mta.EventBreaker, Subject: s.name, Level: mta.Alarm,
+			Text: fmt.Sprintf("%s refuses far too much for good (%s). Its drain has stopped and nothing is lost; see to its user table.", s.name, firstReply(p)),
+		})
 	}
 	for _, x := range ready {
 		f.settler.put(x)
@@ -252,7 +258,11 @@ func (s *session) note(now time.Time, res smtpc.Result, p plan) {
 // took notes that the primary took a message.
 func (s *session) took(now time.Time, window int) {
 	r := s.r
-	s.host.worked(window)
+	if s.host.worked(window) {
+		for _, kind := range []string{mta.EventNotDelivered, mta.EventBreaker} {
+			r.f.raise(mta.Event{Kind: kind, Subject: s.name, Level: mta.Over, Text: s.name + " takes mail again."})
+		}
+	}
 	r.mu.Lock()
 	before := r.ramp.limit
 	r.ramp.ok()
@@ -304,7 +314,12 @@ func (s *session) ended(ctx context.Context, err error) {
 	s.r.mu.Unlock()
 	level, what := slog.LevelWarn, "session failed"
 	if failed && e.Permanent() {
-		level, what = slog.LevelError, "primary refuses our sessions" // an alert: mail waits until someone sees to it
+		level, what = slog.LevelError, "primary refuses our sessions"
+		s.host.alarm()
+		f.raise(mta.Event{
+			Kind: mta.EventNotDelivered, Subject: s.name, Level: mta.Alarm,
+			Text: fmt.Sprintf("%s refuses our sessions for good at %s (%v). Mail waits until someone sees to it.", s.name, step, err),
+		})
 	}
 	f.log.LogAttrs(ctx, level, what, slog.String("primary", s.name), slog.String("step", step.String()), slog.Any("err", err))
 	f.health.Observe(s.name, err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"understudy/healthprobe"
 	"understudy/inbound"
@@ -65,7 +66,7 @@ func (d *Daemon) primaryAddrs(domain string) []netip.Addr {
 	return addrs
 }
 
-// backlog counts what waits by domain.
+// backlog counts, by domain, what a drain has yet to try: mail that the primary deferred waits for its own time.
 func (d *Daemon) backlog(ctx context.Context) (map[string]int64, error) {
 	stats, err := d.store.Stats(ctx)
 	if err != nil {
@@ -73,7 +74,9 @@ func (d *Daemon) backlog(ctx context.Context) (map[string]int64, error) {
 	}
 	n := make(map[string]int64, len(stats))
 	for _, st := range stats {
-		n[st.Dest] = st.Messages - st.Held
+		if st.Leased > 0 || !st.NextDue.After(time.Now()) {
+			n[st.Dest] = st.Messages - st.Held
+		}
 	}
 	return n, nil
 }
