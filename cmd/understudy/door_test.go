@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"understudy/internal/testkit"
 )
 
 // dialogue plays lines against the server: "-> text" is sent, "<- code" must be answered. What stands in {braces} is
@@ -175,6 +177,56 @@ func TestASecondServerOnTheSameFolderIsToldSo(t *testing.T) {
 	out, err := s.run("serve")
 	if err == nil || !strings.Contains(out, "in use by another process") {
 		t.Errorf("second server: %v\n%s", err, out)
+	}
+	s.stop()
+}
+
+func TestNothingIsAcceptedThatThePrimaryCouldNotTakeLater(t *testing.T) {
+	p := testkit.NewPrimary(t)
+	p.Caps = []string{"PIPELINING", "SIZE 100000", "8BITMIME"}
+	p.Start()
+	s := newServer(t, acceptAll(p))
+	s.start()
+	s.untilPrimary("up")
+	p.Stop()
+	s.stop()
+	s.start() // what the primary can take is remembered
+	dialogue(t, s.smtp, `
+		<- 220
+		-> EHLO client.example.net
+		<- 250
+		-> MAIL FROM:<alice@example.net> SIZE=200000
+		<- 250
+		-> RCPT TO:<bob@example.org>
+		<- 552 5.3.4
+		-> RSET
+		<- 250
+		-> MAIL FROM:<alice@example.net> SMTPUTF8
+		<- 250
+		-> RCPT TO:<bob@example.org>
+		<- 550 5.6.7
+		-> RSET
+		<- 250
+		-> MAIL FROM:<alice@example.net>
+		<- 250
+		-> RCPT TO:<bob@example.org>
+		<- 250
+		-> DATA
+		<- 354
+		-> {a line that is not so long|5000}
+		-> .
+		<- 552 5.3.4
+		-> MAIL FROM:<alice@example.net>
+		<- 250
+		-> RCPT TO:<bob@example.org>
+		<- 250
+		-> DATA
+		<- 354
+		-> {a line that is not so long|3000}
+		-> .
+		<- 250`)
+	if n := s.waiting(); n != 1 {
+		t.Errorf("%d messages wait, want 1", n)
 	}
 	s.stop()
 }
