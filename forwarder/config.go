@@ -29,6 +29,9 @@ type Config struct {
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
 	// How old mail may become before it is put into quarantine, where it stays until an operator decides.
 	Expire time.Duration `yaml:"expire"`
+	// Most reports to senders an hour. They go only to senders that were proved when the mail came; what can't be reported stays
+	// in quarantine. 0: none.
+	ReportsPerHour float64 `yaml:"reports_per_hour"`
 	// Most messages, and octets of content, a second to one route. 0: no limit.
 	MessagesPerSecond float64  `yaml:"messages_per_second"`
 	BytesPerSecond    mta.Size `yaml:"bytes_per_second"`
@@ -69,6 +72,7 @@ func DefaultConfig() Config {
 		Poll:            5 * time.Second,
 		ShutdownGrace:   30 * time.Second,
 		Expire:          30 * 24 * time.Hour,
+		ReportsPerHour:  360,
 		Breaker:         Breaker{Share: 0.2, Results: 20, Streak: 5, RetryAfter: 15 * time.Minute},
 	}
 }
@@ -91,6 +95,7 @@ func (c *Config) Validate() []mta.Fault {
 	add(c.Poll < 100*time.Millisecond, "poll", "%s: must be at least 100ms", c.Poll)
 	add(c.ShutdownGrace < 0, "shutdown_grace", "%s: must not be negative", c.ShutdownGrace)
 	add(c.Expire < time.Hour, "expire", "%s: must be at least 1h", c.Expire)
+	add(c.ReportsPerHour < 0, "reports_per_hour", "%v: must not be negative", c.ReportsPerHour)
 	add(c.MessagesPerSecond < 0, "messages_per_second", "%v: must not be negative", c.MessagesPerSecond)
 	add(c.BytesPerSecond < 0, "bytes_per_second", "%s: must not be negative", c.BytesPerSecond)
 	add(c.Breaker.Share <= 0 || c.Breaker.Share > 1, "breaker.share", "%v: must be above 0, at most 1", c.Breaker.Share)

@@ -34,7 +34,8 @@ type Forwarder struct {
 	m      *metrics
 	memory *semaphore.Weighted // octets of content read ahead
 	lost   error               // Deps.LeaseLost
-	events func(mta.Event)     // Deps.Events
+	proof  func(*mta.Envelope) Proof
+	events func(mta.Event) // Deps.Events
 
 	kick    chan struct{}
 	out     leases
@@ -55,6 +56,7 @@ type Forwarder struct {
 	freshN   int
 	ours     map[netip.Addr]bool // addresses of this host
 	oursAt   time.Time
+	reports  pace
 }
 
 // home is where a destination's mail goes, as of a time.
@@ -72,7 +74,7 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
 		return nil, errors.New("forwarder: a dependency is missing")
 	}
 	f := &Forwarder{
-		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, events: d.Events,
+		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, proof: d.Proof, events: d.Events,
 		memory: semaphore.NewWeighted(int64(cfg.Memory)),
 		kick:   make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
 		cfg: cfg, domains: domains, active: make(map[string]*route), homes: make(map[string]home), looking: make(map[string]struct{}),

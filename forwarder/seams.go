@@ -44,7 +44,7 @@ type Health interface {
 	Observe(primary string, err error)
 }
 
-// Deps are what the forwarder works with. All but Metrics and LeaseLost are required.
+// Deps are what the forwarder works with. Queue, Routes, Health, Dialer and Log are required.
 type Deps struct {
 	Queue   Queue
 	Routes  Routes
@@ -56,4 +56,6 @@ type Deps struct {
 	LeaseLost error
 	// Events tells the operator; nil: nobody. It must not wait.
 	Events func(mta.Event)
+	// Proof tells what was found out about a message when it came. Without it no report is ever sent.
+	Proof func(env *mta.Envelope) Proof
 }

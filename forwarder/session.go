@@ -189,7 +189,7 @@ func (s *session) Done(m *smtpc.Message, res smtpc.Result) {
 		j.flush.done(j.lease.ID)
 	}
 	s.note(t.now, res, p)
-	x := settled{j: j, p: p, took: res.Took}
+	x := settled{j: j, p: p, took: res.Took, silent: !res.DSN}
 	if res.Fate != smtpc.Answered {
 		f.settler.put(x)
 		return

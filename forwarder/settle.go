@@ -23,6 +23,9 @@ type settled struct {
 	p     plan
 	took  time.Duration
 	tries int
+	// silent tells that the primary took the message and sends no reports itself.
+	silent  bool
+	reports []mta.Report
 }
 
 // settler writes outcomes in batches: while one batch is being stored the next gathers.
@@ -106,12 +109,15 @@ func (s *settler) store(batch []settled) (again []settled) {
 	var stay []settled
 	var list []mta.Settlement
 	for _, x := range batch {
+		if !x.p.release && x.tries == 0 {
+			x.reports = s.f.returns(ctx, &x)
+		}
 		if x.p.release {
 			s.release(ctx, x)
 			continue
 		}
 		stay = append(stay, x)
-		list = append(list, mta.Settlement{Ref: x.j.lease.LeaseRef, Results: x.p.results, NextDue: x.p.next})
+		list = append(list, mta.Settlement{Ref: x.j.lease.LeaseRef, Results: x.p.results, NextDue: x.p.next, Reports: x.reports})
 	}
 	if len(list) == 0 {
 		return nil
@@ -153,6 +159,8 @@ func (f *Forwarder) report(ctx context.Context, x settled) {
 		switch r.Outcome {
 		case mta.Delivered:
 			f.m.delay.Observe(now.Sub(env.Received).Seconds())
+		case mta.Returned:
+			what = "returned"
 		case mta.Quarantined:
 			level, what = slog.LevelWarn, "quarantined"
 		default:

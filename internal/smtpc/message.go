@@ -67,6 +67,7 @@ type Result struct {
 	Err     error         // why it was not answered
 	Suspect bool          // the session ended while the primary was busy with this very message
 	Took    time.Duration // from its first command to its last reply
+	DSN     bool          // the primary was asked for the reports that the sender wants, and will send them
 	Window  int           // how many messages the way held then; 0 if that is not known
 }
 

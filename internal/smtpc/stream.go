@@ -117,6 +117,7 @@ type tx struct {
 	doubtful bool  // content was written that the primary could take for whole
 	done     bool
 	window   int // when it was answered
+	dsn      bool
 }
 
 // expect is one reply that is owed.
@@ -313,7 +314,7 @@ func (t *tx) answer(at Step, r mta.Reply) {
 }
 
 func (t *tx) result() Result {
-	return Result{Fate: Answered, Rcpts: t.rcpts, Took: time.Since(t.began), Window: t.window}
+	return Result{Fate: Answered, Rcpts: t.rcpts, Took: time.Since(t.began), Window: t.window, DSN: t.dsn}
 }
 
 // drop takes t off the list; mu is held.

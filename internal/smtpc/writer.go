@@ -69,7 +69,7 @@ func (s *stream) fit(ctx context.Context, m *Message) bool {
 
 // begin opens a transaction in the books.
 func (s *stream) begin(m *Message) *tx {
-	t := &tx{m: m, began: time.Now(), rcpts: make([]Answer, len(m.Rcpts))}
+	t := &tx{m: m, began: time.Now(), rcpts: make([]Answer, len(m.Rcpts)), dsn: s.c.caps.DSN}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.txs = append(s.txs, t)
