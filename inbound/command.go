@@ -43,6 +43,11 @@ func parseCommand(line []byte) (command, *mta.Reply) {
 	return command{verb: strings.ToUpper(verb), arg: strings.Trim(arg, " ")}, nil
 }
 
+// isChunk tells whether a line that can't be read was meant to be followed by a chunk.
+func isChunk(line []byte) bool {
+	return len(line) >= len(verbBDAT) && strings.EqualFold(string(line[:len(verbBDAT)]), verbBDAT)
+}
+
 // otherProtocols begin the lines of clients that took us for a server of another kind, or that another server's
 // client was tricked into sending (a browser made to POST mail to port 25).
 var otherProtocols = []string{

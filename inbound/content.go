@@ -37,20 +37,27 @@ func (w *wire) bdat(cmd command) {
 		return
 	}
 	c := &content{w: w, bdat: true}
-	if c.open(cmd) {
-		w.content = c
-		w.pass(verbDATA)
+	if !c.open(cmd) {
+		return
 	}
+	w.content = c
+	if !w.greeted { // the chunk is on its way all the same, and Read will eat it
+		w.reply(cmd.verb, sayHello)
+		return
+	}
+	w.pass(verbDATA)
 }
 
-// open reads the argument of BDAT. If it can't be read the connection ends: nobody knows how much of what follows is
-// content, and content must never be obeyed.
+// badChunk ends the connection: nobody knows how much of what follows is content, and content must never be obeyed.
+var badChunk = mta.NewReply(501, "5.5.4", "want BDAT SIZE [LAST]")
+
+// open reads the argument of BDAT.
 func (c *content) open(cmd command) bool {
 	size, rest, _ := strings.Cut(cmd.arg, " ")
 	n, err := strconv.ParseInt(size, 10, 64)
 	rest = strings.TrimSpace(rest)
 	if err != nil || n < 0 || size[0] == '+' || rest != "" && !strings.EqualFold(rest, "LAST") {
-		c.w.end(mta.NewReply(501, "5.5.4", "want BDAT SIZE [LAST]"))
+		c.w.end(badChunk)
 		return false
 	}
 	c.chunk, c.last = n, rest != ""

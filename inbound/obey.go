@@ -15,8 +15,8 @@ import (
 // wire, where the session finds them as the client wrote them.
 func (w *wire) obey(cmd command) {
 	w.cmd = cmd
-	if !w.greeted && w.secured != nil && needsGreeting(cmd.verb) {
-		w.reply(cmd.verb, mta.NewReply(503, "5.5.1", "say EHLO first")) // RFC 3207, 4.2: all is forgotten
+	if w.forgotten(cmd.verb) {
+		w.reply(cmd.verb, sayHello)
 		return
 	}
 	switch cmd.verb {
@@ -64,12 +64,13 @@ func (w *wire) obey(cmd command) {
 	}
 }
 
-func needsGreeting(verb string) bool {
-	switch verb {
-	case verbMAIL, verbRCPT, verbDATA, verbBDAT:
-		return true
+// forgotten tells that a command builds on a greeting from before STARTTLS, of which go-smtp still knows but nobody else
+// may (RFC 3207, 4.2).
+func (w *wire) forgotten(verb string) bool {
+	if w.greeted || w.secured == nil {
+		return false
 	}
-	return false
+	return verb == verbMAIL || verb == verbRCPT || verb == verbDATA
 }
 
 // pass hands a command to go-smtp.
@@ -176,7 +177,7 @@ func (w *wire) startTLS(cmd command) {
 		w.reply(cmd.verb, mta.NewReply(502, "5.5.1", "STARTTLS is not offered"))
 		return
 	case !w.greeted:
-		w.reply(cmd.verb, mta.NewReply(503, "5.5.1", "say EHLO first"))
+		w.reply(cmd.verb, sayHello)
 		return
 	}
 	w.reply(cmd.verb, mta.NewReply(220, "2.0.0", "go ahead"))

@@ -52,6 +52,10 @@ func (s *slowServer) line() (string, bool) {
 			s.say(421)
 			return "", false
 		}
+		if len(line)+1 > maxCommand && isChunk([]byte(line)) {
+			s.unreadable(line)
+			return "", false
+		}
 		if !ok {
 			return "", false
 		}
@@ -66,7 +70,7 @@ func (s *slowServer) line() (string, bool) {
 func (s *slowServer) obey(line string) {
 	cmd, reply := parseCommand([]byte(line))
 	if reply != nil {
-		s.say(reply.Code)
+		s.unreadable(line)
 		return
 	}
 	switch cmd.verb {
@@ -115,6 +119,15 @@ func (s *slowServer) obey(line string) {
 	default:
 		s.say(500)
 	}
+}
+
+// unreadable refuses a line; if content was to follow it, that is the end.
+func (s *slowServer) unreadable(line string) {
+	if s.ended = len(line) >= 4 && strings.EqualFold(line[:4], "BDAT"); s.ended {
+		s.say(501)
+		return
+	}
+	s.say(500)
 }
 
 func (s *slowServer) mail(arg string) {
@@ -272,7 +285,9 @@ func (s *slowServer) nextChunk() (size int, last, ok bool) {
 		cmd, reply := parseCommand([]byte(line))
 		switch {
 		case reply != nil:
-			s.say(reply.Code)
+			if s.unreadable(line); s.ended {
+				return 0, false, false
+			}
 		case cmd.verb == "BDAT":
 			return s.chunk(cmd.arg)
 		case cmd.verb == "NOOP":
@@ -331,6 +346,8 @@ func FuzzWireAgreesWithSlowReference(f *testing.F) {
 		open + "BDAT 4\r\n\r\r\r\rNOOP\nDATA\r\nGET / HTTP/1.1\r\n",
 		open + "MAIL FROM:<x@example.net>\r\nRCPT TO:<\"\r\nDATA x\r\nAUTH PLAIN\r\nHELP\r\n",
 		"HELO x\nMAIL FROM:<\"a>\"@example.net> SIZE=65536 BODY=8BITMIME\n\x00\r\nRSET now\r\nNOOP " + strings.Repeat("x", 4100) + "\r\nQUIT \r\n",
+		open + "BDAT 1 " + strings.Repeat(" ", 4100) + "LAST\r\nQUIT\r\n", "BDAT" + strings.Repeat("x", 5000),
+		open + "DATA\r\n" + strings.Repeat("x", 5000) + "\r\n.\r\n" + strings.Repeat("y", 4094) + "\r\n" + strings.Repeat("z", 4095) + "\r\nNOOP\r\n",
 		"BDAT 4 LAST\r\nQUIT\r\nETRN x\r\nSTARTTLS\r\n\x16\x03\x01",
 	} {
 		for _, n := range []uint16{1, 7, 4096} {

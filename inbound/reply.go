@@ -91,11 +91,13 @@ func appendEHLO(out []byte, hostname string, offered []string) []byte {
 	return out
 }
 
+var sayHello = mta.NewReply(503, "5.5.1", "say EHLO first")
+
 // sequenceFault says in our words what go-smtp answers 502 to: a command that came too early (RFC 5321, 4.3.2 wants 503).
 func sequenceFault(verb, text string) *mta.Reply {
 	switch {
 	case strings.Contains(text, "introduce yourself"):
-		return mta.NewReply(503, "5.5.1", "say EHLO first")
+		return sayHello
 	case verb == verbRCPT:
 		return mta.NewReply(503, "5.5.1", "MAIL must come before RCPT")
 	default:

@@ -132,11 +132,15 @@ func (w *wire) parse(line []byte) (command, bool) {
 		return command{}, false
 	}
 	cmd, reply := parseCommand(line)
-	if reply != nil {
+	switch {
+	case reply == nil:
+		return cmd, true
+	case isChunk(line):
+		w.end(badChunk)
+	default:
 		w.reply("", reply)
-		return command{}, false
 	}
-	return cmd, true
+	return command{}, false
 }
 
 func (w *wire) crossTalk() {
@@ -148,33 +152,34 @@ func (w *wire) crossTalk() {
 // inContent is true between the chunks of a BDAT message, which a shutdown lets finish.
 func (w *wire) readLine(timeout time.Duration, inContent bool) ([]byte, error) {
 	deadline := time.Now().Add(timeout)
-	tooLong := false
-	for {
-		if i := bytes.IndexByte(w.in[w.r:w.w], '\n'); i >= 0 {
-			line := w.in[w.r : w.r+i]
+	tooLong := false // the beginning of the line was dropped
+	for !w.ended {
+		at := w.in[w.r:w.w]
+		i := bytes.IndexByte(at, '\n')
+		if i >= 0 {
 			w.r += i + 1
-			if tooLong || i+1 > maxCommand && !otherProtocol(line) {
-				w.reply("", mta.NewReply(500, "5.5.2", "a command may have %d octets at most", maxCommand))
-				tooLong = false
-				if w.ended {
-					return nil, errEnded
-				}
-				continue
+			at = at[:i]
+			if !tooLong && (i+1 <= maxCommand || otherProtocol(at)) {
+				return w.chomp(at)
 			}
-			return w.chomp(line)
 		}
-		if !tooLong && w.w-w.r >= 2 && otherProtocol(w.in[w.r:w.w]) {
+		switch {
+		case !tooLong && len(at) >= 2 && otherProtocol(at):
 			w.crossTalk()
-			return nil, errEnded
-		}
-		if w.w-w.r >= maxCommand {
+		case !tooLong && len(at)+1 > maxCommand && isChunk(at):
+			w.end(badChunk)
+		case i >= 0:
+			tooLong = false
+			w.reply("", mta.NewReply(500, "5.5.2", "a command may have %d octets at most", maxCommand))
+		case len(at)+1 > maxCommand:
 			tooLong = true
 			w.r = w.w
-		}
-		if err := w.fill(deadline, inContent); err != nil {
-			return nil, err
+			fallthrough
+		default:
+			w.fill(deadline, inContent)
 		}
 	}
+	return nil, errEnded
 }
 
 // chomp takes the CR off, or ends the connection if there is none and that matters to the operator. To take a lone LF
