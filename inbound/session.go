@@ -14,6 +14,9 @@ import (
 	"understudy/internal/mta"
 )
 
+// roomStep is how much content comes in between two questions whether there is still room for it.
+const roomStep = 1 << 20
+
 // maxHops is how many Received fields a message may come with (RFC 5321, 6.3: at least 100).
 const maxHops = 100
 
@@ -188,6 +191,17 @@ func (s *session) room(dest string) error {
 	return nil
 }
 
+// stillRoom asks again while content comes in: many large messages at once, in files beside the spool, must not use up
+// what it keeps in reserve.
+func (s *session) stillRoom(size int64) error {
+	for _, dest := range s.env.Dests() {
+		if err := s.srv.deps.Spool.Room(s.ctx, dest, size); err != nil {
+			return fmt.Errorf("inbound: room for %s: %w", dest, err)
+		}
+	}
+	return nil
+}
+
 // add keeps a recipient once, however often it is named.
 func (s *session) add(r mta.Recipient) {
 	for i := range s.env.Rcpts {
@@ -233,6 +247,7 @@ func (s *session) Data(io.Reader) error {
 func (s *session) take(b *body) error {
 	c := s.w.content
 	limit := int64(s.srv.cfg.MaxMessageSize)
+	next := int64(headChunks * chunkSize) // where the content begins to take room on the disk
 	var h hops
 	for {
 		run, err := c.next()
@@ -244,6 +259,12 @@ func (s *session) take(b *body) error {
 		}
 		if !c.whole() && b.size+int64(len(run)) > limit {
 			return s.tooLarge()
+		}
+		if b.size >= next {
+			next = b.size + roomStep
+			if err := s.stillRoom(next); err != nil {
+				return err
+			}
 		}
 		h.Write(run)
 		if _, err := b.Write(run); err != nil {

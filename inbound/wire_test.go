@@ -238,6 +238,24 @@ func TestRoomIsAskedBeforeContent(t *testing.T) {
 	c.say("RCPT TO:<alice@example.com>", "250")
 }
 
+// A disk that fills up while content comes in is noticed before it is full, and the message is refused for now.
+func TestRoomIsAskedAgainForLargeContent(t *testing.T) {
+	r := start(t, testConfig(t), nil)
+	r.spool.room = func(_ string, size int64) error {
+		if size > 3<<20 {
+			return mta.NewReply(452, "4.3.1", "no room")
+		}
+		return nil
+	}
+	for size, want := range map[int]string{2 << 20: "250 2.0.0", 4 << 20: "452 4.3.1 no room"} {
+		c := dial(t, r.addr()).hello().transaction()
+		c.say("DATA", "354")
+		c.send(strings.Repeat("0123456789abcdef0123456789abcd\r\n", size/32))
+		c.say(".", want)
+		c.say("NOOP", "250")
+	}
+}
+
 // Clients that break a BDAT message off at any point race with nothing, and leave nothing behind.
 func TestBrokenOffChunksLeaveNothing(t *testing.T) {
 	r := start(t, testConfig(t), nil)
