@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,7 +12,6 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // job is one look at a source: what to fetch, for whom, and what we have already.
@@ -113,14 +113,21 @@ func fetchFile(ctx context.Context, j job) (*content, error) {
 	if t == j.have {
 		return nil, errUnchanged
 	}
-	l := newList(j.cfg.File, j.serves)
+	var c *content
+	var wrong error
 	err = readWhole(j.cfg.File, int64(j.cfg.MaxSize), func(r io.Reader) {
-		l.parse(ctx, r, form{j.cfg.Format, j.cfg.Column, j.cfg.Separator})
+		s := &stream{r: r, limit: int64(j.cfg.MaxSize)}
+		if c, wrong = readContent(ctx, s, j.cfg.File, j, t); s.err != nil {
+			wrong = s.err
+		}
 	})
-	if err != nil && len(l.faults) == 0 {
+	if _, faults := errors.AsType[ListFaults](wrong); faults { // they name the file
+		return nil, wrong
+	}
+	if err = cmp.Or(wrong, err); err != nil {
 		return nil, fmt.Errorf("%s: %s", j.cfg.File, reason(err))
 	}
-	return newContent(l, t, time.Now())
+	return c, nil
 }
 
 func fileTag(info os.FileInfo) tag {
