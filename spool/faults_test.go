@@ -272,7 +272,10 @@ func TestTheNthSyncFailsAndNothingPromisedIsLost(t *testing.T) {
 	}
 	for n := 1; n <= dry.calls; n++ {
 		for _, stored := range []bool{false, true} {
-			for _, end := range []string{"power cut", "kill", "close"} {
+			for e, end := range []string{"power cut", "kill", "close"} {
+				if testing.Short() && (n+e)%3 != 0 {
+					continue
+				}
 				t.Run(fmt.Sprintf("sync %d, stored %v, %s", n, stored, end), func(t *testing.T) {
 					t.Parallel()
 					flaky := &flakySync{n: n, stored: stored, logs: make(map[string][]byte)}
@@ -429,8 +432,10 @@ func TestAnErrorLineOfBadgerDuringACommitIsNo250(t *testing.T) {
 		t.Errorf("get: %v, want ErrNotFound", err)
 	}
 	mustPut(t, s, 100, "ann@example.org") // into a new generation
-	if n := s.generations(); n != 2 {
-		t.Errorf("%d generations, want 2", n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active == nil || s.active.num != 2 {
+		t.Errorf("the active generation is %v, want the second", s.active)
 	}
 }
 

@@ -40,7 +40,6 @@ type logReport struct {
 	lost      int   // commits behind the end
 	missing   []mta.ID
 	pending   []mta.ID // messages of a commit that was not finished: no 250 was said
-	sealed    bool     // keys can't be read: encrypted
 	doubtful  bool     // the last commit is damaged, not merely unfinished
 	monstrous bool     // the entry at the end would make Badger ask for gigabytes
 }

@@ -169,6 +169,9 @@ func drainAll(ctx context.Context, s *Store, workers int) error {
 }
 
 func TestManyMessagesInAndOut(t *testing.T) {
+	if testing.Short() {
+		t.Setenv("UNDERSTUDY_MESSAGES", "3000")
+	}
 	dir := t.TempDir()
 	if base := os.Getenv("SPOOL_BENCH_DIR"); base != "" {
 		var err error

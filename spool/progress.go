@@ -254,11 +254,3 @@ func decodeProgress(b []byte, env *mta.Envelope) (*progress, error) {
 	}
 	return p, nil
 }
-
-// revOf reads only the revision.
-func revOf(b []byte) (uint32, error) {
-	d := dec{b: b}
-	d.version(progressVersion)
-	rev := uint32(d.uint())
-	return rev, d.err
-}

@@ -391,7 +391,7 @@ func TestWithoutDescriptorsNothingEndsAndNothingIsLost(t *testing.T) {
 	s := openTest(t, childConfig(dir), slow())
 	defer closeTest(t, s)
 	l.check(t, s)
-	if len(l.stored) < 20 {
+	if len(l.stored) < 5 {
 		t.Errorf("%d promised", len(l.stored))
 	}
 }

@@ -25,7 +25,6 @@ type findings struct {
 	files     map[string]struct{} // names of bodies that records speak of
 	stale     []stored            // copies that a later one stands for
 	amends    []*change           // what has to be written to make the disk agree with the index
-	messages  int
 }
 
 // stored is a message as a record has it.
