@@ -2,7 +2,10 @@ package forwarder
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,42 +19,6 @@ import (
 // kib4 is a message of 4 KiB.
 var kib4 = "Subject: drain\r\n\r\n" + strings.Repeat(strings.Repeat("x", 62)+"\r\n", 64)
 
-// drain spools n messages of 4 KiB and times how long it takes from opening the gate to an empty spool.
-func drain(b *testing.B, n int, addr string, set func(*Config)) {
-	to, err := mta.ParsePrimary(addr)
-	if err != nil {
-		b.Fatal(err)
-	}
-	w := newWorld(b, "example.org", []mta.Primary{to})
-	w.cfg = DefaultConfig()
-	w.cfg.Idle = 0
-	if set != nil {
-		set(&w.cfg)
-	}
-	w.gates.set(to.String(), false)
-	for range n {
-		w.put(kib4, "a@example.org")
-	}
-	w.start()
-	start := time.Now()
-	w.gates.set(to.String(), true)
-	var first time.Duration
-	for w.left() > 0 {
-		if first == 0 && w.left() < int64(n) {
-			first = time.Since(start)
-		}
-		time.Sleep(time.Millisecond)
-		if time.Since(start) > time.Minute {
-			b.Fatalf("%d left\n%.2000s", w.left(), w.log.b.String())
-		}
-	}
-	took := time.Since(start)
-	b.ReportMetric(float64(n)/took.Seconds(), "msg/s")
-	b.ReportMetric(float64(first.Milliseconds()), "ms-to-first")
-	b.ReportMetric(0, "ns/op")
-	w.stop()
-}
-
 // messages is how many a benchmark drains: UNDERSTUDY_DRAIN, or 5000.
 func messages() int {
 	if n, err := strconv.Atoi(os.Getenv("UNDERSTUDY_DRAIN")); err == nil && n > 0 {
@@ -60,32 +27,114 @@ func messages() int {
 	return 5000
 }
 
-// BenchmarkDrain is run by `make bench-drain`.
-func BenchmarkDrain(b *testing.B) {
-	for _, rtt := range []time.Duration{0, 100 * time.Millisecond} {
-		for _, sessions := range []int{1, 20} {
-			b.Run(fmt.Sprintf("sink/rtt=%s/sessions=%d", rtt, sessions), func(b *testing.B) {
-				for range b.N {
-					p := started(b, func(p *testkit.Primary) { p.Discard = true })
-					drain(b, messages(), way(b, p.Addr(), rtt), func(c *Config) { c.Sessions = sessions })
-					if p.Accepted() != messages() {
-						b.Errorf("%d deliveries", p.Accepted())
-					}
-				}
-			})
+// rates reports what a drain took.
+func rates(b *testing.B, n int, took, first time.Duration) {
+	b.ReportMetric(float64(n)/took.Seconds(), "msg/s")
+	b.ReportMetric(float64(first.Milliseconds()), "ms-to-first")
+	b.ReportMetric(0, "ns/op")
+}
+
+// drain spools n messages of 4 KiB from so many clients, and times how long it takes from opening the gate to an empty
+// spool. The spool is in memory: what is measured is the way to the primary.
+func drain(b *testing.B, n, clients int, addr string, set func(*Config)) {
+	to, err := mta.ParsePrimary(addr)
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := newWorld(b, "example.org", []mta.Primary{to})
+	w.cfg = DefaultConfig()
+	if set != nil {
+		set(&w.cfg)
+	}
+	w.gates.set(to.String(), false)
+	for i := range n {
+		env := &mta.Envelope{ID: mta.NewID(time.Now()), Received: time.Now(), From: mta.Path{Local: "s", Domain: "example.net"},
+			Rcpts: []mta.Recipient{{Addr: mta.Path{Local: "a", Domain: "example.org"}, Dest: "example.org"}}}
+		if clients > 0 {
+			k := i % clients
+			env.Peer = mta.Peer{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(k >> 8), byte(k)}), 4000), Helo: "h.example.net", Proto: "ESMTP"}
+		}
+		w.putEnv(env, kib4)
+	}
+	w.start()
+	start := time.Now()
+	w.gates.set(to.String(), true)
+	var first time.Duration
+	for left := w.left(); left > 0; left = w.left() {
+		if first == 0 && left < int64(n) {
+			first = time.Since(start)
+		}
+		time.Sleep(time.Millisecond)
+		if time.Since(start) > 2*time.Minute {
+			b.Fatalf("%d left\n%.2000s", left, w.log.b.String())
 		}
 	}
-	for _, rtt := range []time.Duration{0, 100 * time.Millisecond} {
-		for _, sessions := range []int{1, 20} {
-			b.Run(fmt.Sprintf("postfix/rtt=%s/sessions=%d", rtt, sessions), func(b *testing.B) {
-				for range b.N {
-					p := peer.NewPostfix(b, map[string]string{"default_destination_concurrency_limit": "1", "virtual_transport": "discard:"})
-					p.Start()
-					drain(b, messages()/2, way(b, p.Addr, rtt), func(c *Config) { c.Sessions = sessions })
-					p.Stop()
-				}
-			})
+	rates(b, n, time.Since(start), first)
+	w.stop()
+}
+
+// postfixDrains times Postfix's drain of the same queue: n messages, deferred, from the moment that its queue is flushed.
+func postfixDrains(b *testing.B, n int, to string, accepted func() int) {
+	host, port, _ := net.SplitHostPort(to)
+	p := peer.NewPostfix(b, map[string]string{"relayhost": "[" + host + "]:" + port, "virtual_mailbox_domains": "", "defer_transports": "smtp"})
+	p.Start()
+	args := []string{"-m", strconv.Itoa(n), "-s", "20", "-l", "4096", "-f", "s@example.net", "-t", "a@example.org", p.Addr}
+	if out, err := exec.Command("smtp-source", args...).CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
+	p.Reconfigure("defer_transports=")
+	time.Sleep(2 * time.Second) // its daemons take the new configuration in
+	start := time.Now()
+	p.Flush()
+	var first time.Duration
+	for got := accepted(); got < n; got = accepted() {
+		if first == 0 && got > 0 {
+			first = time.Since(start)
 		}
+		time.Sleep(time.Millisecond)
+		if time.Since(start) > 5*time.Minute {
+			b.Fatalf("%d of %d", got, n)
+		}
+	}
+	rates(b, n, time.Since(start), first)
+}
+
+// BenchmarkDrain hands a queue of 4 KiB messages over, to a fast sink and to a real Postfix, next door and over a long
+// way; and lets Postfix do the same. It needs Postfix.
+func BenchmarkDrain(b *testing.B) {
+	peer.Require(b, "postfix", "smtp-source")
+	for _, rtt := range []time.Duration{0, 100 * time.Millisecond} {
+		b.Run(fmt.Sprintf("to=sink/rtt=%s/by=understudy", rtt), func(b *testing.B) { toSink(b, rtt, 0) })
+		b.Run(fmt.Sprintf("to=sink/rtt=%s/by=understudy,xclient=1000", rtt), func(b *testing.B) { toSink(b, rtt, 1000) })
+		b.Run(fmt.Sprintf("to=sink/rtt=%s/by=postfix", rtt), func(b *testing.B) {
+			for range b.N {
+				p := started(b, func(p *testkit.Primary) { p.Discard = true })
+				postfixDrains(b, messages()/(1+int(rtt/(25*time.Millisecond))), way(b, p.Addr(), rtt), p.Accepted)
+			}
+		})
+		b.Run(fmt.Sprintf("to=postfix/rtt=%s/by=understudy", rtt), func(b *testing.B) { toPostfix(b, rtt, nil) })
+		b.Run(fmt.Sprintf("to=postfix/rtt=%s/by=understudy,sessions=1", rtt), func(b *testing.B) {
+			toPostfix(b, rtt, func(c *Config) { c.Sessions = 1 })
+		})
+	}
+}
+
+func toSink(b *testing.B, rtt time.Duration, clients int) {
+	for range b.N {
+		p := started(b, func(p *testkit.Primary) { p.Discard, p.XCLIENT = true, clients > 0 })
+		drain(b, messages(), clients, way(b, p.Addr(), rtt), nil)
+		if p.Accepted() != messages() {
+			b.Errorf("%d deliveries", p.Accepted())
+		}
+	}
+}
+
+func toPostfix(b *testing.B, rtt time.Duration, set func(*Config)) {
+	for range b.N {
+		p := peer.NewPostfix(b, map[string]string{"virtual_transport": "discard:"})
+		p.Start()
+		drain(b, messages()/2, 0, way(b, p.Addr, rtt), set)
+		p.Stop()
 	}
 }
 

@@ -74,7 +74,7 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
 		return nil, errors.New("forwarder: a dependency is missing")
 	}
 	f := &Forwarder{
-		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, proof: d.Proof, events: d.Events,
+		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, proof: d.Proof, events: d.Events, taken: d.Taken,
 		memory: semaphore.NewWeighted(int64(cfg.Memory)),
 		kick:   make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
 		cfg: cfg, domains: domains, active: make(map[string]*route), homes: make(map[string]home), looking: make(map[string]struct{}),

@@ -39,7 +39,7 @@ func (r *route) load(ctx context.Context) {
 func (r *route) turn() (dest string, n int, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for !r.done && (!r.open || len(r.ring) == 0 || r.shelf.n >= shelfMax || r.out >= outMax) {
+	for !r.done && (!r.open || len(r.ring) == 0 || r.shelf.n >= r.shelfMax() || r.out >= outMax) {
 		r.cond.Wait()
 	}
 	if r.done {
@@ -48,7 +48,7 @@ func (r *route) turn() (dest string, n int, ok bool) {
 	r.loading = true
 	dest = r.ring[0]
 	r.again[dest] = false
-	return dest, min(quantum, shelfMax-r.shelf.n, outMax-r.out), true
+	return dest, min(quantum, r.shelfMax()-r.shelf.n, outMax-r.out), true
 }
 
 // turned ends a turn. A destination that had nothing leaves the ring, unless something came for it meanwhile.
@@ -114,6 +114,9 @@ func (r *route) stock(ctx context.Context, leases []mta.Lease, fresh int) {
 	r.mu.Lock()
 	open := r.open
 	for _, j := range jobs {
+		if j != nil && j.key != "" {
+			r.keyed = true
+		}
 		if open && j != nil {
 			r.shelf.put(j, j.fresh)
 		}

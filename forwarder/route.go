@@ -12,7 +12,8 @@ import (
 
 const (
 	shelfMax   = 512  // jobs read ahead of the wire
-	outMax     = 4096 // jobs claimed and not settled; more would only be in doubt after a crash
+	shelfKeyed = 4096 // the same where each client has sessions of its own: what is of one client should meet there
+	outMax     = 8192 // jobs claimed and not settled
 	quantum    = 64   // jobs that one destination claims before it is the next one's turn
 	perSession = 4    // jobs waiting for each session that is being opened before one more is
 )
@@ -39,7 +40,9 @@ type route struct {
 	loading  bool          // the loader is at work
 	ramp     ramp
 	live     map[*session]struct{}
-	sessions int                 // of live, those that are not written off
+	sessions int                 // of live, those that count
+	feeding  int                 // of these, those that still get messages
+	keyed    bool                // mail of different clients needs different sessions
 	dialing  map[string]int      // of sessions, those being opened, by key
 	busy     map[mta.Primary]int // sessions
 	last     time.Time           // a message was taken
@@ -141,18 +144,35 @@ func (r *route) gate(open bool) {
 	r.giveBack(back)
 }
 
-// writeOff takes a session out of the count: it gets no more messages, and whatever it still waits for keeps no other from
-// being opened. r.mu is held.
-func (r *route) writeOff(s *session) {
+// dismiss gives a session no more messages. It still counts until it has ended. r.mu is held.
+func (r *route) dismiss(s *session) {
 	if s.off {
 		return
 	}
 	s.off = true
+	r.feeding--
+	r.connected(s)
+}
+
+// writeOff dismisses a session, and whatever it still waits for keeps no other from being opened. r.mu is held.
+func (r *route) writeOff(s *session) {
+	r.dismiss(s)
+	if s.gone {
+		return
+	}
+	s.gone = true
 	r.sessions--
 	if r.busy[s.primary]--; r.busy[s.primary] == 0 {
 		delete(r.busy, s.primary)
 	}
-	r.connected(s)
+}
+
+// shelfMax is how many jobs may be read ahead. r.mu is held.
+func (r *route) shelfMax() int {
+	if r.keyed {
+		return shelfKeyed
+	}
+	return shelfMax
 }
 
 // connected notes that a session is no more being opened. r.mu is held.
@@ -255,6 +275,7 @@ func (r *route) enter(first *job, p mta.Primary) *session {
 	defer r.mu.Unlock()
 	r.live[s] = struct{}{}
 	r.sessions++
+	r.feeding++
 	r.dialing[s.key]++
 	r.busy[p]++
 	return s

@@ -54,6 +54,8 @@ type Deps struct {
 	Metrics prometheus.Registerer
 	// LeaseLost is in the chain of what Settle says when someone else has the delivery by now: trying again is of no use.
 	LeaseLost error
+	// Taken hears of each recipient that a primary took a message for; nil: nobody. It must not wait.
+	Taken func(to mta.Path, r mta.Reply)
 	// Events tells the operator; nil: nobody. It must not wait.
 	Events func(mta.Event)
 	// Proof tells what was found out about a message when it came. Without it no report is ever sent.

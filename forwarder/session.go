@@ -32,7 +32,8 @@ type session struct {
 	any        bool // jobs of every key will do: the primary is told of no client
 	identified bool // the primary believes that it talks to peer
 
-	off     bool // written off; under route.mu
+	off     bool // gets no more messages; under route.mu
+	gone    bool // does not count any more; under route.mu
 	dialing bool // being opened; under route.mu
 
 	mu      sync.Mutex
@@ -140,8 +141,8 @@ func (s *session) take(now time.Time) (*job, none) {
 	busy := s.host.busy(now)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if busy || r.sessions > r.ramp.limit || s.given >= min(s.cfg.SessionMessages, s.host.most()) {
-		r.writeOff(s)
+	if busy || r.feeding > r.ramp.limit || s.given >= min(s.cfg.SessionMessages, s.host.most()) {
+		r.dismiss(s)
 	}
 	if s.off {
 		return nil, none{over: true}
@@ -155,14 +156,13 @@ func (s *session) take(now time.Time) (*job, none) {
 	}
 	if j == nil {
 		if r.shelf.n > 0 { // others wait for a session of their own
-			r.writeOff(s)
-			r.signal()
+			r.dismiss(s)
 		}
 		return nil, none{more: r.more, over: s.off}
 	}
 	r.messages.spend(now, 1)
 	r.bytes.spend(now, float64(j.lease.Size))
-	if r.shelf.n < shelfMax/2 {
+	if r.shelf.n < r.shelfMax()/2 {
 		r.cond.Signal()
 	}
 	return j, none{}

@@ -159,6 +159,9 @@ func (f *Forwarder) report(ctx context.Context, x settled) {
 		switch r.Outcome {
 		case mta.Delivered:
 			f.m.delay.Observe(now.Sub(env.Received).Seconds())
+			if f.taken != nil {
+				f.taken(x.j.msg.Rcpts[i].Addr, r.Reply)
+			}
 		case mta.Returned:
 			what = "returned"
 		case mta.Quarantined:
