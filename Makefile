@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
-.PHONY: help build run demo test race e2e peers lint fmt fuzz bench bench-accept cover clean
+.PHONY: help build run demo test race e2e peers lint fmt fuzz bench bench-accept bench-recovery cover clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -48,6 +48,9 @@ fuzz: ## fuzz every target for FUZZTIME (default 10s)
 
 bench-accept: ## taking mail: us, Postfix as a backup MX and smtp-sink in one run (needs postfix)
 	UNDERSTUDY_PEERS=1 $(GO) test -run "^$$" -bench Accept -benchtime 20000x ./cmd/understudy
+
+bench-recovery: ## from the primary's return to the first delivery, 200 outages, unprompted and hinted
+	$(GO) test -run "^$$" -bench Recovery ./healthprobe
 
 bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...

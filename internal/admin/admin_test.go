@@ -73,6 +73,8 @@ func (f *flusher) Flush(_ context.Context, dest string, id mta.ID) {
 	f.flushed = append(f.flushed, text)
 }
 
+func (f *flusher) Resume(primary string) bool { return primary == "mx1.example.org:25" }
+
 // unready is a spool that can't take mail.
 type unready struct{ Spool }
 

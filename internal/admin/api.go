@@ -5,6 +5,7 @@ import (
 
 	"understudy/healthprobe"
 	"understudy/internal/mta"
+	"understudy/policy"
 	"understudy/spool"
 )
 
@@ -147,6 +148,27 @@ type Alarms struct {
 	Alarms []mta.Event `json:"alarms"`
 }
 
+// ResumeRequest names the primary whose breaker is closed; empty is all.
+type ResumeRequest struct {
+	Primary string `json:"primary,omitempty"`
+}
+
+// Resumed says whether a breaker was open.
+type Resumed struct {
+	Was bool `json:"was_open"`
+}
+
+// Sources is the answer to GET /v1/sources.
+type Sources struct {
+	Sources []policy.SourceStatus `json:"sources"`
+}
+
+// SourceRequest names a source of recipients, and for a confirmation the domain that lost some.
+type SourceRequest struct {
+	Name   string `json:"name"`
+	Domain string `json:"domain,omitempty"`
+}
+
 // Progress is a line of an answer that takes long. Total is 0 where it is not known.
 type Progress struct {
 	Done  int `json:"done"`
@@ -160,6 +182,7 @@ type (
 	Usage        = spool.Usage               // how full the spool is
 	Verification = spool.Verification        // what reading everything found
 	Transfer     = spool.Transfer            // what a backup or a restore did
+	Answer       = policy.Answer             // whether mail for a recipient would be taken, and why
 )
 
 // The kinds of Override.

@@ -84,6 +84,26 @@ func (c *Client) Probe(ctx context.Context, domain string) error {
 	return err
 }
 
+// Resume closes the breaker of a primary; "" is all.
+func (c *Client) Resume(ctx context.Context, primary string) (Resumed, error) {
+	return call[Resumed](ctx, c, http.MethodPost, "/v1/resume", ResumeRequest{Primary: primary})
+}
+
+// Recipient asks whether mail for an address would be taken now, and who says so.
+func (c *Client) Recipient(ctx context.Context, address string) (Answer, error) {
+	return call[Answer](ctx, c, http.MethodGet, "/v1/recipients/"+url.PathEscape(address), nil)
+}
+
+// Sources asks how the sources of recipients are.
+func (c *Client) Sources(ctx context.Context) (Sources, error) {
+	return call[Sources](ctx, c, http.MethodGet, "/v1/sources", nil)
+}
+
+// OperateSource has a source read now ("refresh"), or its loss of recipients confirmed ("confirm").
+func (c *Client) OperateSource(ctx context.Context, op string, r SourceRequest) (Sources, error) {
+	return call[Sources](ctx, c, http.MethodPost, "/v1/sources/"+url.PathEscape(op), r)
+}
+
 // Override orders a maintenance or holds a drain.
 func (c *Client) Override(ctx context.Context, o healthprobe.Override) (Overrides, error) {
 	return call[Overrides](ctx, c, http.MethodPost, "/v1/overrides", o)

@@ -14,6 +14,9 @@
 //	GET    /v1/primaries                 all that is known of each primary, step by step
 //	POST   /v1/probe                     probe now: all, or {"domain": …}
 //	POST   /v1/domains/{d}/recovered     a hint from the primary: it is back
+//	POST   /v1/resume                    close the breaker of a primary that was mended
+//	GET    /v1/recipients/{address}      would it be taken, and who says so
+//	GET    /v1/sources                   where the recipients come from; POST /v1/sources/{refresh|confirm}
 //	GET    /v1/overrides                 what operators ordered; POST orders, DELETE ?kind= ?subject= takes back
 //	GET    /v1/outages                   history; ?primary= ?domain= ?days=
 //	GET    /v1/alarms                    alarms that are on

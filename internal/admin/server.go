@@ -18,6 +18,7 @@ import (
 
 	"understudy/healthprobe"
 	"understudy/internal/mta"
+	"understudy/policy"
 	"understudy/spool"
 )
 
@@ -57,6 +58,15 @@ type Health interface {
 // Forwarder is what the API needs of the outbound side.
 type Forwarder interface {
 	Flush(ctx context.Context, dest string, id mta.ID)
+	Resume(primary string) bool
+}
+
+// Recipients is what the API needs of policy.
+type Recipients interface {
+	Lookup(ctx context.Context, to mta.Path) (policy.Answer, error)
+	Sources() []policy.SourceStatus
+	Refresh(ctx context.Context, name string) error
+	Confirm(ctx context.Context, name, domain string) error
 }
 
 // Deps is what the API speaks for.
@@ -67,6 +77,7 @@ type Deps struct {
 	Store             Store // nil: the engine has no files of its own
 	Health            Health
 	Forwarder         Forwarder
+	Recipients        Recipients
 	Reload            func(ctx context.Context) (needRestart []string, err error)
 	Alarms            func() []mta.Event // that are on now
 	Gatherer          prometheus.Gatherer
@@ -210,6 +221,10 @@ func (s *Server) mux() *http.ServeMux {
 	mux.HandleFunc("GET /v1/primaries", s.primaries)
 	mux.HandleFunc("POST /v1/probe", s.probe)
 	mux.HandleFunc("POST /v1/domains/{domain}/recovered", s.recovered)
+	mux.HandleFunc("POST /v1/resume", s.resume)
+	mux.HandleFunc("GET /v1/recipients/{address}", s.recipient)
+	mux.HandleFunc("GET /v1/sources", s.sources)
+	mux.HandleFunc("POST /v1/sources/{op}", s.operateSource)
 	mux.HandleFunc("GET /v1/overrides", s.overrides)
 	mux.HandleFunc("POST /v1/overrides", s.override)
 	mux.HandleFunc("DELETE /v1/overrides", s.endOverride)

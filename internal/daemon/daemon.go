@@ -19,6 +19,7 @@ import (
 	"understudy/internal/alert"
 	"understudy/internal/config"
 	"understudy/internal/dnsx"
+	"understudy/internal/mta"
 	"understudy/internal/smtpc"
 	"understudy/policy"
 	"understudy/spool"
@@ -49,6 +50,7 @@ type Daemon struct {
 	in     *inbound.Server
 	admin  *admin.Server
 	alerts *alert.Alerter
+	dialer *smtpc.Dialer
 	tables spool.State // small tables; losing them is an inconvenience
 
 	reloading sync.Mutex     // one reload at a time
@@ -68,12 +70,6 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	if d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), policy.Deps{Log: opts.Log, Metrics: reg}); err != nil {
-		return nil, err
-	}
-	if err := d.policy.Load(ctx); err != nil {
-		return nil, err
-	}
 	if d.store, err = spool.Open(ctx, cfg.Spool, opts.Log, reg); err != nil {
 		return nil, err
 	}
@@ -85,6 +81,9 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 		}
 	}()
 	if err := d.build(cfg, reg); err != nil {
+		return nil, err
+	}
+	if err := d.policy.Load(ctx); err != nil {
 		return nil, err
 	}
 	if err := d.in.Listen(); err != nil {
@@ -107,25 +106,32 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	if err != nil {
 		return err
 	}
-	dialer := &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: resolver.LookupAddrs}
+	d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), policy.Deps{
+		Log: log, Metrics: reg, Events: d.alerts.Raise, State: d.tables, Callout: d.callout,
+	})
+	if err != nil {
+		return err
+	}
+	d.dialer = &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: resolver.LookupAddrs, TLSA: tlsaOf(resolver)}
 	d.prober, err = healthprobe.New(cfg.Healthprobe, cfg.HealthprobeDomains(), healthprobe.Deps{
-		Dialer: dialer, Resolver: resolver, Log: log, Metrics: reg, Tables: d.tables, Events: d.alerts.Raise, Backlog: d.backlog,
+		Dialer: d.dialer, Resolver: resolver, Log: log, Metrics: reg, Tables: d.tables, Events: d.alerts.Raise, Backlog: d.backlog,
 		Options: func(domain string) smtpc.Options { return d.fwd.Options(domain) },
 	})
 	if err != nil {
 		return err
 	}
+	// The prober remembers the addresses that worked, so a DNS failure strands no mail.
+	d.dialer = &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.prober.LookupAddrs, TLSA: tlsaOf(resolver)}
 	d.fwd, err = forwarder.New(cfg.Forwarder, cfg.ForwarderDomains(), forwarder.Deps{
-		Queue: d.store, Routes: d.prober, Health: d.prober, LeaseLost: spool.ErrLeaseLost, Events: d.alerts.Raise,
+		Queue: d.store, Routes: d.prober, Health: d.prober, Dialer: d.dialer, LeaseLost: spool.ErrLeaseLost,
+		Events: d.alerts.Raise, Taken: func(to mta.Path, r mta.Reply) { d.policy.Learn(to, r, policy.ByDelivery) },
 		Log: log, Metrics: reg,
-		// The prober remembers the addresses that worked, so a DNS failure strands no mail.
-		Dialer: &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.prober.LookupAddrs},
 	})
 	if err != nil {
 		return err
 	}
 	d.in, err = inbound.New(cfg.Inbound, inbound.Deps{
-		Spool: counted{d.store, d.prober}, Policy: d.policy, Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs,
+		Spool: &intake{d.store, d.prober, d.fwd}, Policy: d.policy, Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs,
 		Domains: d.domains, Bounds: d.prober.Bounds, Connected: d.prober.HintFrom, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
 	})
 	if err != nil {
@@ -133,7 +139,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	}
 	d.admin = admin.New(cfg.Admin, admin.Deps{
 		Hostname: cfg.Hostname, Version: d.opts.Version, Domains: d.domains, Spool: d.store, Store: d.store, Health: d.prober,
-		Forwarder: d.fwd, Reload: d.Reload, Alarms: d.alerts.Active, Gatherer: reg, Log: log,
+		Forwarder: d.fwd, Recipients: d.policy, Reload: d.Reload, Alarms: d.alerts.Active, Gatherer: reg, Log: log,
 	})
 	return nil
 }
@@ -201,6 +207,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	parts := []*part{ // in the order in which they stop
 		{name: "inbound", run: d.in.Run},
 		{name: "forwarder", run: d.fwd.Run},
+		{name: "policy", run: d.policy.Run},
 		{name: "healthprobe", run: d.prober.Run},
 		{name: "levels", run: d.watchLevels},
 		{name: "admin", run: d.admin.Run},

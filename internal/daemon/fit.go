@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -9,10 +11,13 @@ import (
 	"slices"
 	"time"
 
+	"understudy/forwarder"
 	"understudy/healthprobe"
 	"understudy/inbound"
 	"understudy/internal/config"
+	"understudy/internal/dnsx"
 	"understudy/internal/mta"
+	"understudy/internal/smtpc"
 	"understudy/spool"
 )
 
@@ -26,20 +31,85 @@ func (d *Daemon) openTables(ctx context.Context, cfg *config.Config) spool.State
 	return tables
 }
 
-// counted is the spool as inbound sees it: outages tell how many messages they made.
-type counted struct {
+// intake is the spool as inbound sees it: what is taken gets its end, is counted to the outage that made it wait, and
+// does not wait behind a backlog.
+type intake struct {
 	*spool.Store
 	prober *healthprobe.Prober
+	fwd    *forwarder.Forwarder
 }
 
-func (c counted) Put(ctx context.Context, env *mta.Envelope, body io.Reader) error {
-	if err := c.Store.Put(ctx, env, body); err != nil {
+func (s *intake) Put(ctx context.Context, env *mta.Envelope, body io.Reader) error {
+	dests := env.Dests()
+	for _, dest := range dests {
+		end := env.Received.Add(s.fwd.Expiry(dest))
+		if env.Expires.IsZero() || end.Before(env.Expires) {
+			env.Expires = end
+		}
+	}
+	if err := s.Store.Put(ctx, env, body); err != nil {
 		return err
 	}
-	for _, dest := range env.Dests() {
-		c.prober.Taken(dest)
+	for _, dest := range dests {
+		s.prober.Taken(dest)
 	}
+	s.fwd.Arrived(env.ID, dests...)
 	return nil
+}
+
+// callout asks a domain's primary about a recipient, as a delivery would begin: nothing is sent.
+func (d *Daemon) callout(ctx context.Context, domain string, to mta.Path) (mta.Reply, error) {
+	primary, err := d.openPrimary(ctx, domain)
+	if err != nil {
+		return mta.Reply{}, err
+	}
+	conn, err := d.dialer.DialWith(ctx, primary, d.fwd.Options(domain))
+	if err != nil {
+		return mta.Reply{}, err
+	}
+	defer conn.Close()
+	if r, err := conn.Mail(ctx, mta.Path{}); err != nil || !r.Positive() {
+		return mta.Reply{}, fmt.Errorf("callout to %s: MAIL: %s: %w", primary, r, err)
+	}
+	reply, err := conn.Rcpt(ctx, to)
+	if err != nil {
+		return mta.Reply{}, err
+	}
+	if _, err := conn.Reset(ctx); err == nil {
+		conn.Quit(ctx) // whatever it says, we know what we came for
+	}
+	return reply, nil
+}
+
+// openPrimary is the best primary of a domain that takes mail now.
+func (d *Daemon) openPrimary(ctx context.Context, domain string) (mta.Primary, error) {
+	route, err := d.prober.Route(ctx, domain)
+	if err != nil {
+		return mta.Primary{}, err
+	}
+	for _, tier := range route.Tiers {
+		for _, p := range tier {
+			if d.prober.Open(p.String()) {
+				return p, nil
+			}
+		}
+	}
+	return mta.Primary{}, fmt.Errorf("no primary of %s is up", domain)
+}
+
+// tlsaOf fits the resolver to what DANE wants: a name without records is no error.
+func tlsaOf(r *dnsx.Resolver) func(context.Context, string, uint16) ([]smtpc.TLSA, bool, error) {
+	return func(ctx context.Context, host string, port uint16) ([]smtpc.TLSA, bool, error) {
+		found, authentic, err := r.LookupTLSA(ctx, host, port)
+		if err != nil && !errors.Is(err, dnsx.ErrNotFound) {
+			return nil, false, err
+		}
+		records := make([]smtpc.TLSA, len(found))
+		for i, t := range found {
+			records[i] = smtpc.TLSA(t)
+		}
+		return records, authentic, nil
+	}
 }
 
 // recovered is what ETRN and other hints bring: a probe now and, when that is good, the drain. A hint is never believed

@@ -45,7 +45,19 @@ func (d *Daemon) levels(ctx context.Context, levels alert.Config) []mta.Event {
 		d.opts.Log.LogAttrs(ctx, slog.LevelError, "queue levels not known", slog.Any("err", err))
 		return nil
 	}
-	return judge(levels, stats, d.store.Ready(ctx), time.Now())
+	events := judge(levels, stats, d.store.Ready(ctx), time.Now())
+	return append(events, damaged(d.store.Damages(), time.Now()))
+}
+
+// damaged tells whether anything stored is known to be damaged.
+func damaged(list []spool.Damage, now time.Time) mta.Event {
+	if len(list) == 0 {
+		return mta.Event{Kind: mta.EventDamaged, Level: mta.Over, At: now, Text: "Nothing stored is known to be damaged any more."}
+	}
+	return mta.Event{
+		Kind: mta.EventDamaged, Level: mta.Alarm, At: now,
+		Text: fmt.Sprintf("%d messages or generations are damaged and held; understudy spool verify names them. The first: %s.", len(list), list[0].Text),
+	}
 }
 
 // judge tells for each kind of alarm whether it is on.
