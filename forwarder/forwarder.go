@@ -35,7 +35,8 @@ type Forwarder struct {
 	memory *semaphore.Weighted // octets of content read ahead
 	lost   error               // Deps.LeaseLost
 	proof  func(*mta.Envelope) Proof
-	events func(mta.Event) // Deps.Events
+	events func(mta.Event)           // Deps.Events
+	taken  func(mta.Path, mta.Reply) // Deps.Taken
 
 	kick    chan struct{}
 	out     leases
