@@ -208,6 +208,9 @@ func (l *ledger) check(t testing.TB, s *Store) {
 
 // rounds is how often a test tries its luck: few by default, more by UNDERSTUDY_ROUNDS.
 func rounds(few int) int {
+	if testing.Short() {
+		few = (few + 1) / 2
+	}
 	if n, err := strconv.Atoi(os.Getenv("UNDERSTUDY_ROUNDS")); err == nil && n > 0 {
 		return n
 	}

@@ -31,7 +31,7 @@ type database struct {
 	batch  int64    // what one commit may take
 	queue  chan *write
 	done   chan struct{} // closed when run ended
-	used   int64         // owned by run
+	used   atomic.Int64  // of limit; changed by run alone
 	held   *write        // owned by run: taken from queue, did not fit into the last commit
 	next   string        // Badger's next log file: that it exists means that the log was changed
 	stats  *metrics
@@ -208,6 +208,9 @@ func (d *database) poisoned() error {
 	return nil
 }
 
+// low reports that the log is more than half full.
+func (d *database) low() bool { return d.used.Load() > d.limit/2 }
+
 // write makes entries durable, together with what others write now. errFull and errPoisoned mean that nothing was
 // written; ErrUnknown that it may have been.
 func (d *database) write(entries []entry) error {
@@ -290,10 +293,10 @@ func (d *database) commit(group []*write) error {
 	for _, w := range group {
 		cost += w.cost
 	}
-	if d.used+cost > d.limit {
+	if d.used.Load()+cost > d.limit {
 		return errFull
 	}
-	d.used += cost
+	d.used.Add(cost)
 	err := d.transact(group)
 	if err == nil {
 		err = d.sync()

@@ -60,6 +60,9 @@ func crash(s *Store) {
 	for _, g := range s.snapshot() {
 		g.abandon()
 	}
+	if s.spare != nil {
+		s.spare.abandon()
+	}
 	s.flock.Close()
 }
 

@@ -183,7 +183,7 @@ func (g *generation) closeLocked(s *Store) error {
 		g.abandonLocked()
 		return nil
 	}
-	done, err := s.space.need(d.used + openNeed)
+	done, err := s.space.need(d.used.Load() + openNeed)
 	if err != nil {
 		return fmt.Errorf("close %s: %w", g.dir, err) // Badger's table would not fit: stay open
 	}

@@ -44,9 +44,12 @@ func (s *Store) keep(ctx context.Context) {
 }
 
 // wake asks the keeper to look now.
-func (s *Store) wake() {
+func (s *Store) wake() { poke(s.work) }
+
+// poke wakes who waits for c, now or when it waits next.
+func poke(c chan struct{}) {
 	select {
-	case s.work <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

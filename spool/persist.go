@@ -93,7 +93,7 @@ func (s *Store) persistGroup(num uint32, changes []*change) {
 		}
 		err := errMoved
 		if ok {
-			err = s.writeTo(g, entries)
+			err = s.writeTo(g, entries, ends(changes[:n]))
 		}
 		if err != nil {
 			s.overrideGroup(changes[:n], err)
@@ -104,17 +104,30 @@ func (s *Store) persistGroup(num uint32, changes []*change) {
 	}
 }
 
+// ends counts the changes that delete a commit record.
+func ends(changes []*change) (n int64) {
+	for _, c := range changes {
+		if c.p == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // stepCost fits into a commit of the smallest database.
 const stepCost = smallMemtable * batchPercent / 100 / 2
 
-// writeTo writes to a generation, whose database is opened anew if its log is full.
-func (s *Store) writeTo(g *generation, entries []entry) error {
+// writeTo writes to a generation, whose database is opened anew if its log is full. ended commit records are deleted by
+// it.
+func (s *Store) writeTo(g *generation, entries []entry, ended int64) error {
 	for {
 		d, err := g.use(s)
 		if err != nil {
 			return err
 		}
-		err = d.write(entries)
+		if err = d.write(entries); err == nil {
+			g.records.Add(-ended) // while it can't be closed: the count goes into the mark
+		}
 		g.release()
 		if errors.Is(err, ErrUnknown) || errors.Is(err, errPoisoned) {
 			s.leaveBehind(g)
@@ -146,7 +159,6 @@ func (s *Store) wrote(g *generation, changes []*change) {
 	s.mu.Unlock()
 	for _, c := range changes {
 		if c.p == nil {
-			g.records.Add(-1)
 			s.ended(g, c)
 		}
 	}

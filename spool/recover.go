@@ -109,6 +109,7 @@ func (s *Store) identify(dir string, num uint32) (*generation, error) {
 	var info generationInfo
 	err := readJSON(filepath.Join(dir, generationFile), &info)
 	if (err == nil || errors.Is(err, os.ErrNotExist)) && isUnfinished(dir) {
+		s.log.Warn("generation whose making was cut short is removed", slog.String("dir", dir))
 		return nil, os.RemoveAll(dir)
 	}
 	if err == nil && info.Version > generationVersion {

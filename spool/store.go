@@ -28,14 +28,15 @@ type Store struct {
 	space *space
 	tune  tuning
 
-	mu     sync.Mutex // guards gens, next, active and overrides
+	mu     sync.Mutex // guards what follows, up to rolling
 	gens   map[uint32]*generation
 	next   uint32      // number of the next generation
 	active *generation // nil while none could be made
+	spare  *generation // made in advance, or nil; not in gens until it is active
 	// overrides are the progress of messages whose own generation can't be written to any more.
 	overrides map[loc][]byte
 
-	rolling  sync.Mutex    // held while a new active generation is made
+	rolling  sync.Mutex    // held while a new generation is made
 	failed   error         // why the last one could not be made; guarded by mu
 	retryAt  time.Time     // not before; guarded by mu
 	patience time.Duration // until the next retry after that; guarded by mu
@@ -44,8 +45,9 @@ type Store struct {
 	broken  []string      // folders of generations that could not be opened; set by recover
 	crowded atomic.Bool   // few descriptors are left
 	work    chan struct{} // wakes the keeper; capacity 1
+	low     chan struct{} // wakes the preparer; capacity 1
 	stop    context.CancelFunc
-	kept    sync.WaitGroup // the keeper
+	kept    sync.WaitGroup // the keeper and the preparer
 }
 
 // A generation that can't be made is tried again after this long, and ever more rarely: each try costs something.
@@ -72,7 +74,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger, stats *metrics, tun
 	}
 	s := &Store{
 		dir: cfg.Dir, keys: keys, tune: tune, gens: make(map[uint32]*generation), next: 1,
-		overrides: make(map[loc][]byte), work: make(chan struct{}, 1),
+		overrides: make(map[loc][]byte), work: make(chan struct{}, 1), low: make(chan struct{}, 1),
 		space: &space{dir: cfg.Dir, reserve: int64(cfg.Reserve), percent: cfg.ReservePercent, ballast: int64(cfg.Ballast), log: log},
 	}
 	s.queue = newQueue(cfg, log, stats, s)
@@ -90,6 +92,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger, stats *metrics, tun
 	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.kept.Go(func() { s.keep(keep) })
+	s.kept.Go(func() { s.prepare(keep) })
 	return s, nil
 }
 
@@ -252,6 +255,9 @@ func (s *Store) add(entries func(seq uint32) []entry, n uint32) (loc, error) {
 			g.records.Add(int64(n))
 			g.live.Add(int64(n))
 		}
+		if d.low() {
+			poke(s.low)
+		}
 		g.release()
 		if errors.Is(err, errFull) {
 			if _, err := s.roll(g); err != nil {
@@ -324,11 +330,15 @@ func (s *Store) roll(old *generation) (*generation, error) {
 		defer s.mu.Unlock()
 		return nil, s.failed
 	}
-	num := s.next
-	s.next++
+	g := s.spare
+	s.spare = nil
 	s.mu.Unlock()
 
-	g, err := s.create(num)
+	s.awaitClosing()
+	var err error
+	if g == nil {
+		g, err = s.create(s.number())
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failed = err
@@ -338,10 +348,94 @@ func (s *Store) roll(old *generation) (*generation, error) {
 		return nil, err
 	}
 	s.patience = 0
-	s.gens[num] = g
+	s.gens[g.num] = g
 	s.active = g
 	s.wake()
 	return g, nil
+}
+
+// number gives the next generation's.
+func (s *Store) number() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next++
+	return s.next - 1
+}
+
+// prepare is the preparer: it makes the next generation while the active one is still filled, so that no sender waits
+// for that. It ends with ctx.
+func (s *Store) prepare(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.low:
+		}
+		s.makeSpare()
+	}
+}
+
+// makeSpare holds up who needs a new generation now, for no longer than making it would take them. So numbers rise in
+// the order in which generations become active: of two copies of a message the one with the higher number is later.
+func (s *Store) makeSpare() {
+	s.rolling.Lock()
+	defer s.rolling.Unlock()
+	s.mu.Lock()
+	there := s.spare != nil
+	s.mu.Unlock()
+	if there {
+		return
+	}
+	g, err := s.create(s.number())
+	if err != nil {
+		return // roll will try, and tell
+	}
+	s.mu.Lock()
+	s.spare = g
+	s.mu.Unlock()
+}
+
+// discardSpare takes the spare off the disk; nothing is in it.
+func (s *Store) discardSpare() error {
+	s.mu.Lock()
+	g := s.spare
+	s.spare = nil
+	s.mu.Unlock()
+	if g == nil {
+		return nil
+	}
+	if _, err := g.closeIdle(s); err != nil {
+		g.abandon()
+	}
+	return os.RemoveAll(g.dir)
+}
+
+// Filled generations take memory until the keeper has closed them; so many may wait for it, and for so long is waited.
+const (
+	maxFilled  = 2
+	filledWait = 2 * time.Second
+)
+
+// awaitClosing keeps senders from being faster than the keeper.
+func (s *Store) awaitClosing() {
+	for limit := time.Now().Add(filledWait); s.filled() > maxFilled && time.Now().Before(limit); time.Sleep(2 * time.Millisecond) {
+		s.wake()
+	}
+}
+
+// filled counts the generations that were filled and are not closed yet.
+func (s *Store) filled() (n int) {
+	for _, g := range s.snapshot() {
+		if !g.mu.TryLock() {
+			n++ // it is being closed
+			continue
+		}
+		if g.db != nil && g.db.big && !g.left {
+			n++
+		}
+		g.mu.Unlock()
+	}
+	return n
 }
 
 // create makes the folder of a generation and proves with a first commit that it can be written to.
@@ -550,7 +644,7 @@ func (s *Store) Close() error {
 	s.stop()
 	s.kept.Wait()
 	s.hints.close()
-	var errs []error
+	errs := []error{s.discardSpare()}
 	for _, g := range s.snapshot() {
 		if _, err := g.closeIdle(s); err != nil {
 			// Its log has everything: the next Open replays it.
