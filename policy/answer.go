@@ -72,6 +72,7 @@ const (
 type finding struct {
 	verdict Verdict
 	source  string
+	by      *view     // whose source that is; nil: no list's
 	known   bool      // the recipient himself is named
 	at      time.Time // of the knowledge; zero: the configuration's
 }
@@ -97,21 +98,21 @@ type hearing struct {
 func (h *hearing) decide() finding {
 	switch {
 	case h.always:
-		return finding{Accept, byAlways, false, time.Time{}}
+		return finding{verdict: Accept, source: byAlways}
 	case h.listed != nil:
-		return finding{Accept, h.listed.name, true, h.at}
+		return finding{Accept, h.listed.name, h.listed, true, h.at}
 	case h.acceptAll:
-		return finding{Accept, byAcceptAll, false, time.Time{}}
+		return finding{verdict: Accept, source: byAcceptAll}
 	case h.asked != nil:
-		return finding{Accept, h.asked.name, true, h.at}
+		return finding{Accept, h.asked.name, h.asked, true, h.at}
 	case h.alive && h.learned.good:
-		return finding{Accept, byLearned, true, h.learned.when()}
+		return finding{Accept, byLearned, nil, true, h.learned.when()}
 	case h.complete && h.fresh:
-		return finding{Reject, h.slowest.name, false, h.oldest}
+		return finding{Reject, h.slowest.name, h.slowest, false, h.oldest}
 	case h.alive:
-		return finding{Reject, byLearned, false, h.learned.when()}
+		return finding{Reject, byLearned, nil, false, h.learned.when()}
 	}
-	return finding{h.unknown.verdict(), byUnknown, false, time.Time{}}
+	return finding{verdict: h.unknown.verdict(), source: byUnknown}
 }
 
 func (u Unknown) verdict() Verdict {

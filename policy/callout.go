@@ -60,27 +60,47 @@ func (c *course) ended(replied bool, now time.Time, perMinute int) {
 	c.trouble++
 }
 
-// plan gives what to ask now, at most n questions, and notes those domains as busy. Of the domains in teach alone
-// anything is to be learned.
-func (l *learned) plan(teach []string, n int, now time.Time) []callout {
+// due is when there is something to do for the domain: to ask, or to look through its entries.
+func (d *pupil) due(now time.Time) time.Time {
+	c := &d.course
+	sweep := c.swept.Add(sweepEvery)
+	if c.busy {
+		return sweep // its end wakes Run
+	}
+	ask := now
+	if !c.judged.IsZero() && (d.nature == takesAll || len(d.wanted) == 0) {
+		ask = c.judged.Add(judgeEvery)
+	}
+	if ask.Before(c.rest) {
+		ask = c.rest
+	}
+	return earliest(ask, sweep)
+}
+
+// plan gives what to ask now, at most n questions, notes those domains as busy, and tells when there will be more to
+// do. Of the domains in teach alone anything is to be learned.
+func (l *learned) plan(teach []string, n int, now time.Time) (all []callout, next time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	next = now.Add(calmRound)
 	if l.rules.CalloutsPerMinute == 0 || l.rules.MaxEntries == 0 {
-		return nil
+		return nil, next
 	}
-	var all []callout
 	for _, domain := range teach {
-		if len(all) == n {
-			break
-		}
 		d := l.pupil(domain)
 		l.sweep(domain, d, now)
-		if local, ok := d.next(now); ok {
-			d.course.busy = true
-			all = append(all, callout{domain, local})
+		if len(all) < n {
+			if local, ok := d.next(now); ok {
+				d.course.busy = true
+				all = append(all, callout{domain, local})
+			}
 		}
+		next = earliest(next, d.due(now))
 	}
-	return all
+	if len(all) == n { // the end of one wakes Run
+		next = now.Add(calmRound)
+	}
+	return all, next
 }
 
 // sweep removes what is dead and wants what ends soon, so that it is known when it is needed. mu is held.
@@ -94,7 +114,7 @@ func (l *learned) sweep(domain string, d *pupil, now time.Time) {
 		case !e.lives(now, l.rules):
 			l.drop(domain, d, local)
 		case e.ending(now, l.rules):
-			l.want(domain, local)
+			l.want(domain, local, now)
 		}
 	}
 }
@@ -125,7 +145,6 @@ func (p *Policy) callOut(ctx context.Context, c callout) {
 		}
 	}
 	p.learned.ended(c, replied, time.Now())
-	p.wakeUp()
 }
 
 // ask calls out. A 421 is the host's trouble, not a word on the recipient.

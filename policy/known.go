@@ -31,8 +31,8 @@ type known struct {
 // view is what one source says of one domain.
 type view struct {
 	name     string
-	label    string // of metrics
-	set      *set   // nil: none of the domain, or not read yet
+	counters *verdictCounters
+	set      *set // nil: none of the domain, or not read yet
 	complete bool
 	held     bool    // a loss waits for an operator's word
 	src      *source // nil: a file, which is read at a reload
@@ -41,21 +41,25 @@ type view struct {
 }
 
 // newState fits what was read to the domains.
-func newState(cfg Config, domains map[string]Domain, files map[string]*set, sources map[string]*source) *state {
+func newState(cfg Config, domains map[string]Domain, files map[string]*set, sources map[string]*source, m *metrics) *state {
 	s := &state{cfg: cfg, always: map[string]bool{"postmaster": true}, domains: make(map[string]*known, len(domains))}
 	for _, l := range cfg.AlwaysTaken {
 		s.always[fold(l)] = true
+	}
+	counters := map[string]*verdictCounters{"": m.counters("recipients")} // files have one name for all
+	for name := range sources {
+		counters[name] = m.counters(name)
 	}
 	for name, d := range domains {
 		lists := listsOf(name, domains)
 		of := domains[lists]
 		k := &known{acceptAll: of.AcceptAll, unknown: d.Unknown, lists: lists}
 		if of.Recipients != "" {
-			k.views = append(k.views, &view{name: of.Recipients, label: "recipients", set: files[lists], complete: true, read: true})
+			k.views = append(k.views, &view{name: of.Recipients, counters: counters[""], set: files[lists], complete: true, read: true})
 		}
 		for _, n := range of.Sources {
 			if src := sources[n]; src != nil {
-				k.views = append(k.views, src.view(lists))
+				k.views = append(k.views, src.view(lists, counters[n]))
 			}
 		}
 		k.complete = slices.ContainsFunc(k.views, func(v *view) bool { return v.complete }) &&

@@ -121,7 +121,7 @@ const (
 
 // learned is the table of what the primaries taught us.
 type learned struct {
-	asks bool // there is somebody to ask
+	wake func() // there is something to ask; nil: nobody can be asked
 
 	mu      sync.Mutex // guards what follows
 	rules   Learned
@@ -142,8 +142,8 @@ type pupil struct {
 	course  course
 }
 
-func newLearned(rules Learned, asks bool) *learned {
-	return &learned{asks: asks, rules: rules, domains: map[string]*pupil{}, dirty: map[stateKey]bool{}}
+func newLearned(rules Learned, wake func()) *learned {
+	return &learned{wake: wake, rules: rules, domains: map[string]*pupil{}, dirty: map[stateKey]bool{}}
 }
 
 // reload puts other rules in force, and forgets domains that are no longer ours. On disk their time to live ends them.
@@ -189,7 +189,7 @@ func (l *learned) look(domain, local, base string, ask bool, now time.Time) (ent
 	}
 	alive := known && e.lives(now, l.rules) && (e.good || d.nature != refusesAll)
 	if ask && (!alive || e.aged(now, l.rules)) {
-		l.want(domain, local)
+		l.want(domain, local, now)
 	}
 	return e, alive
 }
@@ -203,14 +203,17 @@ func (d *pupil) entry(local string) (entry, bool) {
 }
 
 // want notes that the primary should be asked, if there is room for another note. mu is held.
-func (l *learned) want(domain, local string) {
-	if !l.asks || l.rules.CalloutsPerMinute == 0 || l.wanted >= maxWantedInAll || local == "" {
+func (l *learned) want(domain, local string, now time.Time) {
+	if l.wake == nil || l.rules.CalloutsPerMinute == 0 || l.wanted >= maxWantedInAll || local == "" {
 		return
 	}
 	d := l.pupil(domain)
 	if len(d.wanted) < maxWanted && !d.wanted[local] {
 		d.wanted[local] = true
 		l.wanted++
+		if len(d.wanted) == 1 && !d.course.busy && !now.Before(d.course.rest) { // else Run knows when it may be asked
+			l.wake()
+		}
 	}
 }
 

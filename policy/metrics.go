@@ -12,6 +12,18 @@ type metrics struct {
 	answers  *prometheus.CounterVec
 	looks    *prometheus.CounterVec
 	callouts *prometheus.CounterVec
+	fixed    map[string]*verdictCounters // of what decides when no list does
+}
+
+// verdictCounters count by verdict. They are looked up once: a label costs as much as a recipient.
+type verdictCounters [3]prometheus.Counter
+
+func (m *metrics) counters(source string) *verdictCounters {
+	var c verdictCounters
+	for _, v := range []Verdict{Defer, Accept, Reject} {
+		c[v] = m.answers.WithLabelValues(source, v.String())
+	}
+	return &c
 }
 
 func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
@@ -22,6 +34,10 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 		answers:  counter("recipients_total", "Recipients that were decided about, by what decided and how.", "source", "verdict"),
 		looks:    counter("source_looks_total", "Looks at sources of recipients, by source and result (ok, failed).", "source", "result"),
 		callouts: counter("callouts_total", "Questions to primaries about a recipient, by what was learned.", "result"),
+	}
+	m.fixed = map[string]*verdictCounters{}
+	for _, source := range []string{byAlways, byAcceptAll, byUnknown, byRelay, byLearned} {
+		m.fixed[source] = m.counters(source)
 	}
 	if reg == nil {
 		return m, nil
@@ -34,9 +50,14 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 	return m, nil
 }
 
-func (m *metrics) answer(source string, v Verdict) {
-	m.answers.WithLabelValues(source, v.String()).Inc()
+func (m *metrics) answer(f finding) {
+	counters := m.fixed[f.source]
+	if f.by != nil {
+		counters = f.by.counters
+	}
+	counters[f.verdict].Inc()
 }
+
 func (m *metrics) look(source, result string) { m.looks.WithLabelValues(source, result).Inc() }
 func (m *metrics) callout(result string)      { m.callouts.WithLabelValues(result).Inc() }
 

@@ -56,8 +56,13 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Policy, error) {
 	}
 	p := &Policy{
 		deps: d, log: d.Log, cfg: cfg, domains: maps.Clone(domains), sources: map[string]*source{},
-		wake: make(chan struct{}, 1), learned: newLearned(cfg.Learned, d.Callout != nil),
+		wake: make(chan struct{}, 1),
 	}
+	wake := p.wakeUp
+	if d.Callout == nil {
+		wake = nil
+	}
+	p.learned = newLearned(cfg.Learned, wake)
 	var err error
 	if p.metrics, err = newMetrics(d.Metrics, p); err != nil {
 		return nil, err
@@ -259,7 +264,7 @@ func (p *Policy) keepOld(files map[string]*set, domains map[string]Domain, fault
 
 // rebuild puts what is known now in force. p.mu is held.
 func (p *Policy) rebuild() {
-	p.state.Store(newState(p.cfg, p.domains, p.files, p.sources))
+	p.state.Store(newState(p.cfg, p.domains, p.files, p.sources, p.metrics))
 }
 
 // readLists reads each file once, however many domains it serves. The map has every domain whose list was read; the
@@ -290,7 +295,7 @@ func (p *Policy) Recipient(ctx context.Context, _ *mta.Envelope, to mta.Path) (m
 	}
 	q := s.place(to)
 	f, reply := p.judge(ctx, s, q, time.Now())
-	p.metrics.answer(q.label(f.source), f.verdict)
+	p.metrics.answer(f)
 	if reply != nil {
 		return mta.Recipient{}, reply
 	}
@@ -313,18 +318,6 @@ func (s *state) place(to mta.Path) question {
 	}
 	dest := to.DomainKey()
 	return question{to: to, dest: dest, local: fold(to.Local), known: s.domains[dest]}
-}
-
-// label is the name of what decided, for metrics: files have one name for all.
-func (q question) label(source string) string {
-	if q.known != nil {
-		for _, v := range q.known.views {
-			if v.name == source {
-				return v.label
-			}
-		}
-	}
-	return source
 }
 
 // judge decides, and says what the sender is told unless the recipient is taken.

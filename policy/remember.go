@@ -63,7 +63,7 @@ func (l *learned) restore(k stateKey, val []byte, now time.Time) error {
 	defer l.mu.Unlock()
 	d := l.pupil(k.domain)
 	if k.local == "" {
-		if says > byte(refusesAll) {
+		if says > byte(refusesAll) || how != 0 || tried != 0 {
 			return errStateValue
 		}
 		d.nature, d.course.judged = nature(says), time.Unix(at, 0)

@@ -12,7 +12,9 @@ import (
 
 const (
 	maxLooks  = 4           // sources read at the same time
-	calmRound = time.Minute // Run looks around at least so often
+	calmRound = time.Minute // Run looks around at least so often …
+
+	shortRound = 10 * time.Millisecond // … and, unless it is woken, at most so often
 )
 
 // Run reads the sources when they are due, asks the primaries about recipients, raises alarms and keeps what was
@@ -33,11 +35,13 @@ func (p *Policy) Run(ctx context.Context) error {
 				p.wakeUp()
 			})
 		}
-		for _, c := range p.planned(cap(callouts)-len(callouts), now) {
+		asks, nextAsk := p.planned(cap(callouts)-len(callouts), now)
+		for _, c := range asks {
 			callouts <- struct{}{}
 			g.Go(func() {
 				p.callOut(ctx, c)
 				<-callouts
+				p.wakeUp()
 			})
 		}
 		p.raise(now)
@@ -45,7 +49,7 @@ func (p *Policy) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-p.wake:
-		case <-time.After(p.pause(next, time.Now())):
+		case <-time.After(max(time.Until(earliest(next, nextAsk)), shortRound)):
 		}
 	}
 }
@@ -76,20 +80,11 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// pause is how long Run may rest: until the next source, or a second where primaries may be asked.
-func (p *Policy) pause(next, now time.Time) time.Duration {
-	wait := max(next.Sub(now), 10*time.Millisecond)
-	if p.deps.Callout != nil {
-		wait = min(wait, time.Second)
-	}
-	return wait
-}
-
-// planned are the callouts of this round.
-func (p *Policy) planned(n int, now time.Time) []callout {
+// planned are the callouts of this round, at most n, and when to look again.
+func (p *Policy) planned(n int, now time.Time) ([]callout, time.Time) {
 	s := p.state.Load()
-	if p.deps.Callout == nil || s == nil || n == 0 {
-		return nil
+	if p.deps.Callout == nil || s == nil {
+		return nil, now.Add(calmRound)
 	}
 	var teach []string
 	for name, k := range s.domains { // in no order, so that none is always last

@@ -65,8 +65,8 @@ func servedBy(domains map[string]Domain) map[string][]string {
 }
 
 // view is what the source says of a domain. Policy.mu is held.
-func (s *source) view(domain string) *view {
-	v := &view{name: s.name, label: s.name, complete: s.cfg.Complete, src: s, ask: s.ask, read: s.ask != nil}
+func (s *source) view(domain string, c *verdictCounters) *view {
+	v := &view{name: s.name, counters: c, complete: s.cfg.Complete, src: s, ask: s.ask, read: s.ask != nil}
 	if s.got != nil {
 		v.set = s.got.sets[domain]
 		v.read = slices.Contains(s.got.serves, domain)
