@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	shelfMax   = 512  // jobs read ahead of the wire
-	shelfKeyed = 4096 // the same where each client has sessions of its own: what is of one client should meet there
-	outMax     = 8192 // jobs claimed and not settled
-	quantum    = 64   // jobs that one destination claims before it is the next one's turn
-	perSession = 4    // jobs waiting for each session that is being opened before one more is
+	shelfMax   = 512   // jobs read ahead of the wire
+	shelfKeyed = 8192  // the same where each client has sessions of its own: what is of one client should meet there
+	outMax     = 12288 // jobs claimed and not settled
+	quantum    = 64    // jobs that one destination claims before it is the next one's turn
+	perSession = 4     // jobs waiting for each session that is being opened before one more is
 )
 
 // route is the way to one set of primaries while it has work. Its run ends when there is none, or no gate is open.

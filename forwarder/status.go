@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 )
@@ -25,6 +26,10 @@ type PrimaryStatus struct {
 	Sessions int       `json:"sessions"`
 	Until    time.Time `json:"until,omitzero"` // left alone until then
 	Failed   string    `json:"failed,omitempty"`
+	Breaker  time.Time `json:"breaker,omitzero"`   // open since then: it refuses far too much
+	Greylist time.Time `json:"greylists,omitzero"` // it was seen to greylist us
+	// TLS counts the sessions by what became of TLS: "tls", "clear", or what failed, in the words of RFC 8460.
+	TLS map[string]int64 `json:"tls,omitempty"`
 }
 
 // Status lists the routes that have work, sorted by name.
@@ -58,7 +63,7 @@ func (r *route) status() RouteStatus {
 	for i := range ps {
 		h := r.f.host(ps[i].Primary)
 		h.mu.Lock()
-		ps[i].Open, ps[i].Until = h.open, h.until
+		ps[i].Open, ps[i].Until, ps[i].Breaker, ps[i].Greylist, ps[i].TLS = h.open, h.until, h.tripped, h.grey, maps.Clone(h.tls)
 		if h.last != nil {
 			ps[i].Failed = h.last.Error()
 		}

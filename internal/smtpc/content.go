@@ -83,13 +83,14 @@ func fill(r io.Reader, b []byte) (n int, err error) {
 
 // stuffer writes content as DATA wants it (RFC 5321, 4.5.2). The content is clean, so a line begins after LF only.
 type stuffer struct {
-	w    io.Writer
-	last byte // 0 before anything
+	w     io.Writer
+	begun bool
+	last  byte
 }
 
 func (s *stuffer) write(b []byte) error {
 	for len(b) > 0 {
-		if b[0] == '.' && (s.last == '\n' || s.last == 0) {
+		if b[0] == '.' && s.atStart() {
 			if _, err := s.w.Write([]byte{'.'}); err != nil {
 				return err
 			}
@@ -101,16 +102,19 @@ func (s *stuffer) write(b []byte) error {
 		if _, err := s.w.Write(b[:n]); err != nil {
 			return err
 		}
-		s.last = b[n-1]
+		s.begun, s.last = true, b[n-1]
 		b = b[n:]
 	}
 	return nil
 }
 
+// atStart reports that what comes next begins a line.
+func (s *stuffer) atStart() bool { return !s.begun || s.last == '\n' }
+
 // end writes the final dot, on a line of its own.
 func (s *stuffer) end() error {
 	dot := ".\r\n"
-	if s.last != '\n' && s.last != 0 {
+	if !s.atStart() {
 		dot = "\r\n.\r\n"
 	}
 	_, err := io.WriteString(s.w, dot)
