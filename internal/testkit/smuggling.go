@@ -24,14 +24,11 @@ func Smuggling() []Smuggled {
 			all = append(all, Smuggled{before.name + "." + after.name, end})
 		}
 	}
-	for _, s := range []Smuggled{
+	return append(all, []Smuggled{
 		{"CRLF NUL .CRLF", "\r\n\x00.\r\n"}, {"CRLF. NUL CRLF", "\r\n.\x00\r\n"}, {"CRLF.CR NUL LF", "\r\n.\r\x00\n"},
 		{"CR NUL LF.CRLF", "\r\x00\n.\r\n"}, {"CRLF. blank CRLF", "\r\n. \r\n"}, {"CRLF blank .CRLF", "\r\n .\r\n"},
 		{"CRLF..CRLF", "\r\n..\r\n"}, {"CRLF.VT CRLF", "\r\n.\x0b\r\n"}, {"CRLF.NEL", "\r\n.\u0085"}, {"LS.LS", "\u2028.\u2028"},
-	} {
-		all = append(all, s)
-	}
-	return all
+	}...)
 }
 
 // isEnd tells whether the newlines around a dot make a true end of DATA, as CR CR LF . CR LF does.
