@@ -79,7 +79,7 @@ func (c *Config) Validate() []mta.Fault {
 	}
 	for name, s := range c.Sources {
 		if !validSourceName(name) {
-			faults = append(faults, mta.NewFault("sources."+name, "the name of a source has 1 to 64 letters a-z, digits, - and _, and is not %q", learnedSource))
+			faults = append(faults, mta.NewFault("sources."+name, "the name of a source has 1 to 64 letters a-z, digits, - and _, and is none of %s", strings.Join(reservedNames, ", ")))
 		}
 		faults = append(faults, below("sources."+name, s.Validate())...)
 	}

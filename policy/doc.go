@@ -1,7 +1,15 @@
 // Package policy decides whether mail is taken. It promises that nothing is taken for a domain that is not
-// configured, that postmaster is always reached, and that a recipient is refused for good only on the word of a list
-// that was read completely.
+// configured, that postmaster is always reached, and that a recipient is refused for good only on the word of lists
+// that name everyone and are fresh, of the primary itself, or of the operator. Who is not known is deferred.
 //
-// What it knows is one immutable state behind an atomic pointer: Load and Reload build the next state aside and swap it
-// in, so that no decision waits for a list and each sees one state whole. The package starts no goroutine.
+// What it knows of recipients comes from three places (hearing.decide weighs them):
+//
+//   - lists: files of the operator, read at a reload (list.go, formats.go)
+//   - sources: lists that are fetched from elsewhere (source.go; http.go, command.go, ldap.go, sql.go), each with a last
+//     good copy on disk (lastgood.go) and a guard against sudden losses (content.go); or databases that are asked
+//   - the primaries: their replies to RCPT, of traffic and of callouts (learned.go, callout.go, remember.go)
+//
+// Lists are one immutable state behind an atomic pointer: whatever changes builds the next state aside and swaps it in,
+// so that no decision waits for a list and each sees one state whole. Run owns all goroutines: one for each source that
+// is being read (at most maxLooks), one for each callout (at most maxCallouts), and one that keeps what was learned.
 package policy

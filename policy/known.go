@@ -46,7 +46,7 @@ func newState(cfg Config, domains map[string]Domain, files map[string]*set, sour
 	for _, l := range cfg.AlwaysTaken {
 		s.always[fold(l)] = true
 	}
-	counters := map[string]*verdictCounters{"": m.counters("recipients")} // files have one name for all
+	counters := map[string]*verdictCounters{"": m.counters(recipientsLabel)} // files have one name for all
 	for name := range sources {
 		counters[name] = m.counters(name)
 	}

@@ -15,6 +15,9 @@ type metrics struct {
 	fixed    map[string]*verdictCounters // of what decides when no list does
 }
 
+// recipientsLabel stands for all files that domains name as recipients.
+const recipientsLabel = "recipients"
+
 // verdictCounters count by verdict. They are looked up once: a label costs as much as a recipient.
 type verdictCounters [3]prometheus.Counter
 

@@ -94,24 +94,18 @@ func validate(cfg Config, domains map[string]Domain) error {
 // then.
 const firstLook = 10 * time.Second
 
-// Load reads all lists: it is for the start. Files that domains name as recipients, and what sources need on this
-// host, must be good: an error is ListFaults, and means that nothing is known and nothing may be taken. Sources begin
-// with their last good copies; only those that have none, and files, are read at once. One that can't be read is no
-// error, for its server may be away for the same reason as the primary.
+// Load reads all lists: it is for the start. Files that domains name as recipients must be good: an error is
+// ListFaults, and means that nothing is known and nothing may be taken. Sources begin with their last good copies;
+// only those that have none, and files, are read at once. One that can't be read is no error, for its server may be
+// away for the same reason as the primary.
 func (p *Policy) Load(ctx context.Context) error {
 	p.mu.Lock()
 	files, faults := readLists(ctx, p.domains, p.log)
-	faults = append(faults, p.checkSources(p.cfg, p.domains)...)
 	if len(faults) > 0 {
 		p.mu.Unlock()
 		return faults
 	}
-	sources, err := p.makeSources(ctx, p.cfg, p.domains)
-	if err != nil {
-		p.mu.Unlock()
-		return err
-	}
-	p.files, p.sources = files, sources
+	p.files, p.sources = files, p.makeSources(ctx, p.cfg, p.domains)
 	p.rebuild()
 	var now []*source
 	for _, s := range p.sources {
@@ -137,13 +131,13 @@ func (p *Policy) lookAt(ctx context.Context, sources []*source) {
 	g.Wait()
 }
 
-// Check finds what Load would fail at, and files of sources that are not good, without asking any server and without
-// changing anything. An error is ListFaults.
+// Check finds what Load would fail at, and what is wrong with sources on this host, without asking any server and
+// without changing anything. An error is ListFaults.
 func (p *Policy) Check(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, faults := readLists(ctx, p.domains, p.log)
-	faults = append(faults, p.checkSources(p.cfg, p.domains)...)
+	faults = append(faults, checkSources(p.cfg, p.domains)...)
 	served := servedBy(p.domains)
 	for _, name := range slices.Sorted(maps.Keys(served)) {
 		cfg := p.cfg.Sources[name]
@@ -164,7 +158,7 @@ func (p *Policy) Check(ctx context.Context) error {
 }
 
 // checkSources looks at what the sources that are used need on this host.
-func (p *Policy) checkSources(cfg Config, domains map[string]Domain) ListFaults {
+func checkSources(cfg Config, domains map[string]Domain) ListFaults {
 	var faults ListFaults
 	for _, name := range slices.Sorted(maps.Keys(servedBy(domains))) {
 		faults = append(faults, checkLocal(name, cfg.Sources[name])...)
@@ -174,7 +168,7 @@ func (p *Policy) checkSources(cfg Config, domains map[string]Domain) ListFaults 
 
 // makeSources gives the sources that a configuration uses, each with what is known of it already: that of before, or
 // the last good copy. p.mu is held.
-func (p *Policy) makeSources(ctx context.Context, cfg Config, domains map[string]Domain) (map[string]*source, error) {
+func (p *Policy) makeSources(ctx context.Context, cfg Config, domains map[string]Domain) map[string]*source {
 	now := time.Now()
 	sources := map[string]*source{}
 	for name, serves := range servedBy(domains) {
@@ -183,15 +177,12 @@ func (p *Policy) makeSources(ctx context.Context, cfg Config, domains map[string
 			sources[name] = old
 			continue
 		}
-		s, err := newSource(name, cfg.Sources[name], serves, now)
-		if err != nil {
-			return nil, err
-		}
+		s := newSource(name, cfg.Sources[name], serves, now)
 		s.carry(old)
 		p.recall(ctx, s)
 		sources[name] = s
 	}
-	return sources, nil
+	return sources
 }
 
 // Reload puts a new configuration and the present content of all lists in force, in one step. A list that can't be
@@ -203,7 +194,7 @@ func (p *Policy) Reload(ctx context.Context, cfg Config, domains map[string]Doma
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if faults := p.checkSources(cfg, domains); len(faults) > 0 {
+	if faults := checkSources(cfg, domains); len(faults) > 0 {
 		return faults
 	}
 	files, faults := readLists(ctx, domains, p.log)
@@ -216,11 +207,7 @@ func (p *Policy) Reload(ctx context.Context, cfg Config, domains map[string]Doma
 		}
 		p.log.LogAttrs(ctx, slog.LevelError, "recipient list can't be read, the old one stays in force", slog.Any("err", faults))
 	}
-	sources, err := p.makeSources(ctx, cfg, domains)
-	if err != nil {
-		return err
-	}
-	p.replaceSources(sources)
+	p.replaceSources(p.makeSources(ctx, cfg, domains))
 	p.cfg, p.domains, p.files = cfg, maps.Clone(domains), files
 	p.learned.reload(cfg.Learned, domains)
 	p.rebuild()

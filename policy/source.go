@@ -39,16 +39,12 @@ type source struct {
 	alarms   map[string]bool // raised and not over, by kind
 }
 
-func newSource(name string, cfg Source, serves []string, now time.Time) (*source, error) {
+func newSource(name string, cfg Source, serves []string, now time.Time) *source {
 	s := &source{name: name, cfg: cfg, serves: serves, born: now, next: now, alarms: map[string]bool{}}
-	if !cfg.asks() {
-		return s, nil
+	if cfg.asks() {
+		s.ask = newAsker(cfg)
 	}
-	var err error
-	if s.ask, err = newAsker(cfg); err != nil {
-		return nil, fmt.Errorf("policy: source %s: %w", name, err)
-	}
-	return s, nil
+	return s
 }
 
 // servedBy gives for each source the domains that name it.
@@ -106,20 +102,13 @@ func (p *Policy) look(ctx context.Context, s *source) error {
 	var c *content
 	var err error
 	if s.ask != nil {
-		err = pinged(ctx, s)
+		if err = s.ask.ping(ctx); err == nil {
+			err = errUnchanged
+		}
 	} else {
 		c, err = fetch(ctx, j)
 	}
 	return p.looked(ctx, s, c, err, began)
-}
-
-func pinged(ctx context.Context, s *source) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
-	if err := s.ask.db.PingContext(ctx); err != nil {
-		return err
-	}
-	return errUnchanged
 }
 
 // looked puts in force what a look brought. Its error is that of the look.

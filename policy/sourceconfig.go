@@ -284,6 +284,9 @@ func checkDSN(driver, dsn string) error {
 	return nil
 }
 
+// reservedNames mean something else where a source's name could stand: in Domain.Sources, in an Answer, in metrics.
+var reservedNames = []string{learnedSource, byAlways, byAcceptAll, byUnknown, byRelay, recipientsLabel}
+
 // validSourceName keeps to what is good as the name of a file and as the label of a metric.
 func validSourceName(s string) bool {
 	for _, c := range s {
@@ -291,7 +294,7 @@ func validSourceName(s string) bool {
 			return false
 		}
 	}
-	return s != "" && len(s) <= 64 && s != learnedSource
+	return s != "" && len(s) <= 64 && !slices.Contains(reservedNames, s)
 }
 
 func isLoopback(host string) bool {

@@ -112,9 +112,10 @@ var errAskRest = errors.New("policy: the database failed a moment ago")
 // asker asks a database about one address at a time, and remembers the answers.
 type asker struct {
 	cfg Source
-	db  *sql.DB
 
 	mu      sync.Mutex // guards what follows
+	db      *sql.DB    // nil: not needed yet
+	closed  bool
 	answers map[string]askAnswer
 	rest    time.Time // nothing is asked before
 }
@@ -124,14 +125,47 @@ type askAnswer struct {
 	at    time.Time
 }
 
-func newAsker(cfg Source) (*asker, error) {
-	db, err := openSQL(cfg.SQL, min(cfg.Timeout, maxAskTime))
-	if err != nil {
-		return nil, err
+func newAsker(cfg Source) *asker {
+	return &asker{cfg: cfg, answers: map[string]askAnswer{}}
+}
+
+// pool gives the connections. It is made when it is needed, so that a file with a password that can't be read now
+// keeps nobody from starting.
+func (a *asker) pool() (*sql.DB, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, sql.ErrConnDone
 	}
-	db.SetMaxOpenConns(maxAskConns)
-	db.SetConnMaxIdleTime(time.Minute)
-	return &asker{cfg: cfg, db: db, answers: map[string]askAnswer{}}, nil
+	if a.db == nil {
+		db, err := openSQL(a.cfg.SQL, min(a.cfg.Timeout, maxAskTime))
+		if err != nil {
+			return nil, err
+		}
+		db.SetMaxOpenConns(maxAskConns)
+		db.SetConnMaxIdleTime(time.Minute)
+		a.db = db
+	}
+	return a.db, nil
+}
+
+// ping tells whether the database can be reached.
+func (a *asker) ping(ctx context.Context) error {
+	db, err := a.pool()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.Timeout)
+	defer cancel()
+	return db.PingContext(ctx)
+}
+
+func (a *asker) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed = true; a.db != nil {
+		a.db.Close()
+	}
 }
 
 // ask tells whether the database has the address, and when it said so. While it does not answer, what it said before
@@ -168,7 +202,11 @@ func (a *asker) query(ctx context.Context, address string, now time.Time) (found
 			a.mu.Unlock()
 		}
 	}()
-	rows, err := a.db.QueryContext(limited, a.cfg.SQL.Lookup, address)
+	db, err := a.pool()
+	if err != nil {
+		return false, err
+	}
+	rows, err := db.QueryContext(limited, a.cfg.SQL.Lookup, address)
 	if err != nil {
 		return false, fmt.Errorf("policy: ask about a recipient: %w", err)
 	}
@@ -189,8 +227,6 @@ func (a *asker) remember(address string, said askAnswer) {
 	}
 	a.answers[address] = said
 }
-
-func (a *asker) close() { a.db.Close() }
 
 // oldestOfSome gives the key of the oldest of a few entries that the map happens to give first, among those that may
 // go: good enough to make room by, at no cost.
