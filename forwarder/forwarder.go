@@ -20,8 +20,9 @@ const (
 	maxLookups  = 32               // routes resolved at the same time
 	lookupLimit = time.Minute
 	homeFor     = time.Minute      // how long a route is taken for granted when nothing changes
-	askAgain    = 10 * time.Second // the same when there was none
+	askAgain    = 30 * time.Second // the same when there was none
 	maxSuspects = 10_000
+	maxHosts    = 20_000 // primaries and destinations remembered
 )
 
 // Forwarder hands mail over. Run must be running for anything to happen.
@@ -170,7 +171,12 @@ func (f *Forwarder) lookAround() {
 	defer f.mu.Unlock()
 	clear(f.homes)
 	for name, h := range f.hosts {
-		h.look(f.health.Open(name))
+		if h.look(f.health.Open(name)) {
+			clear(f.suspects) // whose fault it was is open again
+		}
+		if len(f.hosts) > maxHosts && h.idle(time.Now()) {
+			delete(f.hosts, name)
+		}
 	}
 }
 
@@ -256,6 +262,9 @@ func (d *dispatcher) lookup(dest string) {
 	h := home{route: route, at: time.Now()}
 	if err != nil {
 		h = home{at: h.at.Add(askAgain - homeFor)}
+	}
+	if len(f.homes) >= maxHosts {
+		clear(f.homes)
 	}
 	f.homes[dest] = h
 	f.mu.Unlock()

@@ -15,7 +15,7 @@ const (
 	pauseMax   = 30 * time.Second
 	stormMin   = 10 * time.Second
 	stormMax   = 5 * time.Minute
-	stormAfter = 20        // deferrals in a row, and nothing taken between
+	stormAfter = 20        // messages deferred in a row, and nothing taken between
 	slowFor    = time.Hour // a primary that lost step is spoken to slowly for so long
 	cutsToSlow = 3         // sessions in a row that were cut with content unanswered
 )
@@ -37,7 +37,7 @@ type host struct {
 	window int // that the last session came to
 	limit  int // messages over one session, 0 if not known
 
-	deferrals int // recipients in a row
+	deferrals int // messages in a row
 	storms    int
 	grey      time.Time // greylisting was told of
 
@@ -56,17 +56,27 @@ func newHost(name string) *host {
 	return h
 }
 
-// look takes the gate's state. When it opens the past is forgiven, and the breaker watches. An open breaker stays so.
-func (h *host) look(open bool) {
+// look takes the gate's state. When it opens, which is reported, the past is forgiven and the breaker watches. An open
+// breaker stays so.
+func (h *host) look(open bool) (opened bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if open && !h.open {
+	opened = open && !h.open
+	if opened {
 		h.fails, h.until, h.last, h.deferrals, h.storms = 0, time.Time{}, nil, 0, 0
 		if h.tripped.IsZero() {
 			h.breaker.recovered()
 		}
 	}
 	h.open = open
+	return opened
+}
+
+// idle reports that nothing of the host is worth remembering.
+func (h *host) idle(now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tripped.IsZero() && len(h.parked) == 0 && !h.alarmed && !h.until.After(now) && !h.slow.After(now)
 }
 
 // admitted reports that the breaker lets mail pass; retry is after how long an open one tries again, 0 for never.
@@ -137,12 +147,12 @@ func (h *host) worked(window int) (over bool) {
 	return over
 }
 
-// deferred is told of recipients that were told to come later, when nothing of the message was taken. Where that goes on
-// the primary is left alone for a while, which is returned.
-func (h *host) deferred(now time.Time, n int) (pause time.Duration) {
+// deferred is told of a message of which nothing was taken now. Where that goes on the primary is left alone for a while,
+// which is returned.
+func (h *host) deferred(now time.Time) (pause time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.deferrals += n; h.deferrals < stormAfter {
+	if h.deferrals++; h.deferrals < stormAfter {
 		return 0
 	}
 	h.deferrals = 0

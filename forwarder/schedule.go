@@ -23,6 +23,11 @@ func backoff(n int, least, most time.Duration, jitter float64) time.Duration {
 	return d - time.Duration(jitter*float64(d)/5)
 }
 
+// aboutHost reports a deferral that is not about one mailbox or address (RFC 3463, 3.2 and 3.3).
+func aboutHost(r mta.Reply) bool {
+	return r.Code != 0 && !strings.HasPrefix(r.Enhanced, "4.1.") && !strings.HasPrefix(r.Enhanced, "4.2.")
+}
+
 // greylisting reports a reply of a primary that greylists us, in the words of the programs that do.
 func greylisting(r mta.Reply) bool {
 	if !r.Temporary() {

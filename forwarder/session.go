@@ -229,14 +229,14 @@ func (s *session) note(now time.Time, res smtpc.Result, p plan) {
 	if res.Fate != smtpc.Answered {
 		return
 	}
-	deferred, grey := 0, false
+	deferred, grey := false, false
 	for _, r := range p.results {
 		switch r.Outcome {
 		case mta.Delivered:
 			s.took(now, res.Window)
 			return
 		case mta.Deferred:
-			deferred++
+			deferred = deferred || aboutHost(r.Reply)
 			grey = grey || greylisting(r.Reply)
 		}
 	}
@@ -246,7 +246,10 @@ func (s *session) note(now time.Time, res smtpc.Result, p plan) {
 		}
 		return
 	}
-	if pause := s.host.deferred(now, deferred); pause > 0 {
+	if !deferred {
+		return
+	}
+	if pause := s.host.deferred(now); pause > 0 {
 		s.r.mu.Lock()
 		s.r.ramp.trouble(now)
 		s.r.mu.Unlock()
@@ -292,7 +295,7 @@ func (s *session) ended(ctx context.Context, err error) {
 	case err == nil || errors.Is(err, smtpc.ErrContent) || ctx.Err() != nil: // the last two are our own doing
 		f.m.sessions.WithLabelValues("ok").Inc()
 		return
-	case failed && e.Reply != nil && e.Reply.Code == 421 && s.taken >= learnFrom:
+	case failed && e.Reply != nil && e.Reply.Code == 421 && e.Step <= smtpc.StepMAIL && s.taken >= learnFrom:
 		f.m.sessions.WithLabelValues("limit").Inc()
 		s.host.learn(s.taken)
 		return

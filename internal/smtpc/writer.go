@@ -285,7 +285,8 @@ func (s *stream) grouped(ctx context.Context) {
 		if s.empty(ctx) != nil {
 			return
 		}
-		if t != nil && s.over(t) {
+		if t != nil && s.over(t) { // DATA was refused
+			t.m.free()
 			t = nil
 		}
 	}
@@ -366,8 +367,12 @@ func (s *stream) step(ctx context.Context, t *tx) error {
 		s.finish(t)
 		return nil
 	}
-	if err := s.ask(ctx, expect{step: StepDATA, tx: t}, "DATA"); err != nil || s.over(t) {
+	if err := s.ask(ctx, expect{step: StepDATA, tx: t}, "DATA"); err != nil {
 		return err
+	}
+	if s.over(t) {
+		t.m.free()
+		return nil
 	}
 	if err := s.content(ctx, t); err != nil {
 		return err
