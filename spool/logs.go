@@ -3,12 +3,14 @@ package spool
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"understudy/internal/mta"
 )
@@ -174,46 +176,49 @@ func (s *Store) saveLogs(g *generation, aside string) (keep bool, err error) {
 		return false, err
 	}
 	for _, path := range logs {
-		r, err := s.saveLog(path, aside)
+		b, err := os.ReadFile(path)
 		if err != nil {
 			return true, err
 		}
-		keep = s.tellLog(g, aside, r) || keep
-		if r.monstrous {
-			if err := os.Truncate(path, r.end); err != nil { // where Badger would cut it too; the copy has the rest
+		r := readLog(filepath.Base(path), b)
+		err = s.copyLog(filepath.Join(aside, r.name), b[:r.size])
+		amiss := s.tellLog(g, aside, r)
+		switch {
+		case err != nil && amiss: // Badger would cut off what may still be good
+			return true, fmt.Errorf("%w: %s is damaged and can't be copied aside: %w", errNotBadger, path, err)
+		case err != nil:
+			s.log.Warn("log not copied aside before it is replayed", slog.String("file", path), slog.Any("err", err))
+		case r.monstrous:
+			if err := os.Truncate(path, r.end); err != nil { // where Badger would cut it too
 				return true, err
 			}
 		}
+		keep = keep || amiss
 	}
 	return keep, nil
 }
 
-func (s *Store) saveLog(path, dir string) (logReport, error) {
-	b, err := os.ReadFile(path)
+func (s *Store) copyLog(path string, b []byte) error {
+	done, err := s.space.need(int64(len(b)))
 	if err != nil {
-		return logReport{}, err
-	}
-	r := readLog(filepath.Base(path), b)
-	done, err := s.space.need(r.size)
-	if err != nil {
-		return r, err
+		return err
 	}
 	defer done()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return r, err
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, r.name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return r, err
+		return err
 	}
-	_, err = f.Write(b[:r.size])
+	_, err = f.Write(b)
 	if err == nil {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	return r, err
+	return err
 }
 
 // tellLog reports whether something is amiss with a log.
@@ -235,6 +240,26 @@ func (s *Store) tellLog(g *generation, dir string, r logReport) bool {
 		s.log.Warn("log ends in a commit that was not finished", append(attrs, slog.Int64("size", r.size), slog.String("unfinished", joinIDs(r.pending)))...)
 	}
 	return r.monstrous
+}
+
+// asideKeep is how long copies wait for somebody to look at them.
+const asideKeep = 30 * 24 * time.Hour
+
+// tidyAside removes copies that nobody wanted for long.
+func (s *Store) tidyAside() error {
+	list, err := os.ReadDir(filepath.Join(s.dir, asideDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range list {
+		if fi, err := e.Info(); err != nil || time.Since(fi.ModTime()) < asideKeep {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(s.dir, asideDir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // joinIDs lists IDs for the log, not too many.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,8 +59,12 @@ func (a *anonymous) watch(ctx context.Context) {
 	}
 }
 
+// likeTheServer trades some of the processor's time for memory.
+func likeTheServer() { debug.SetGCPercent(50) }
+
 // childFill puts many messages and is killed.
 func childFill(dir string) error {
+	likeTheServer()
 	ctx := context.Background()
 	s, err := open(ctx, manyConfig(dir), newStderrLog(), newMetrics(nil), defaultTuning())
 	if err != nil {
@@ -107,6 +112,7 @@ func childFill(dir string) error {
 
 // childDrain opens what was left by the kill, and delivers it all.
 func childDrain(dir string) error {
+	likeTheServer()
 	ctx := context.Background()
 	var mem anonymous
 	go mem.watch(ctx)

@@ -62,7 +62,7 @@ type queue struct {
 	life   sync.RWMutex // held for reading by every step that touches the backing, for writing by Close
 	closed bool         // guarded by life
 
-	mu     sync.Mutex // guards idx and coming; held for no I/O
+	mu     sync.Mutex // guards idx, coming and bad; held for no I/O
 	idx    index
 	coming map[mta.ID]struct{} // being put now
 	bad    map[mta.ID]string   // messages found damaged, and why; at most maxBad
@@ -330,9 +330,11 @@ func (q *queue) unreadable(ref mta.LeaseRef, err error) {
 			q.idx.postpone(i, time.Now().Add(retryRead))
 		}
 	}
-	q.isBad(ref.ID, err.Error())
+	if errors.Is(err, ErrDamaged) {
+		q.isBad(ref.ID, err.Error())
+		q.stats.damaged.Inc()
+	}
 	q.mu.Unlock()
-	q.stats.damaged.Inc()
 	q.log.LogAttrs(context.Background(), slog.LevelError, "spooled message can't be read",
 		slog.String("id", ref.ID.String()), slog.String("domain", ref.Dest), slog.Any("err", err))
 }

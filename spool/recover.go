@@ -62,7 +62,7 @@ func (s *Store) recover(ctx context.Context) error {
 	s.applyOverrides()
 	s.amendStale()
 	s.sweepBodies()
-	return nil
+	return s.tidyAside()
 }
 
 // abandon closes what recover had opened.
@@ -215,7 +215,7 @@ func (s *Store) recoverUnclean(g *generation) error {
 	}
 	keepLogs, err := s.saveLogs(g, aside)
 	if err != nil {
-		s.log.Warn("logs not copied aside before they are replayed", slog.String("dir", g.dir), slog.Any("err", err))
+		return err
 	}
 	d, err := g.use(s)
 	if err != nil {
