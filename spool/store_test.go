@@ -517,3 +517,48 @@ func TestCloseWaitsForAStepThatBegan(t *testing.T) {
 	defer closeTest(t, s)
 	wantBody(t, s, env.ID, 10)
 }
+
+func TestStateTablesAreEncryptedAtRest(t *testing.T) {
+	cfg := testConfig(t)
+	st, err := OpenState(t.Context(), cfg, testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func() {
+		t.Helper()
+		if _, err := st.Put(t.Context(), "recipients", "secret-key", []byte("secret-value"), 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put()
+	cfg.KeyFile = writeKey(t)
+	for range 2 { // what was there in clear goes
+		if st, err = OpenState(t.Context(), cfg, testLog(t)); err != nil {
+			t.Fatal(err)
+		}
+		put()
+	}
+	err = filepath.WalkDir(cfg.Dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if bytes.Contains(b, []byte("secret")) {
+			t.Errorf("%s is in clear", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err = OpenState(t.Context(), cfg, testLog(t)); err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if v, _, err := st.Get(t.Context(), "recipients", "secret-key"); err != nil || string(v) != "secret-value" {
+		t.Errorf("%q %v", v, err)
+	}
+}
