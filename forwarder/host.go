@@ -12,7 +12,7 @@ import (
 
 const (
 	pauseMin   = time.Second
-	pauseMax   = 30 * time.Second
+	pauseMax   = 5 * time.Second // the gate is open: it may be well again any moment
 	stormMin   = 10 * time.Second
 	stormMax   = 5 * time.Minute
 	stormAfter = 20        // messages deferred in a row, and nothing taken between
@@ -184,9 +184,12 @@ func (h *host) start() int {
 func (h *host) failed(now time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.fails++
 	h.last = err
 	h.window = 0
+	if now.Before(h.until) {
+		return // one trouble ends all sessions of the moment, and counts once
+	}
+	h.fails++
 	h.until = now.Add(backoff(h.fails, pauseMin, pauseMax, rand.Float64()))
 }
 
