@@ -40,12 +40,12 @@ type copyDomain struct {
 
 func copyFile(dir, source string) string { return filepath.Join(dir, source+".recipients") }
 
-// saveCopy puts a copy in the place of the last one, durably or not at all.
+// saveCopy puts a copy in the place of the last one, durably or not at all. One at a time may be under way for a source.
 func saveCopy(dir, source string, c *content) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("policy: keep %s: %w", source, err)
 	}
-	f, err := os.CreateTemp(dir, source+".*.tmp")
+	f, err := os.OpenFile(copyFile(dir, source)+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // of a crash, too
 	if err != nil {
 		return fmt.Errorf("policy: keep %s: %w", source, err)
 	}

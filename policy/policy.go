@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"understudy/internal/mta"
 )
@@ -124,11 +125,12 @@ func (p *Policy) Load(ctx context.Context) error {
 func (p *Policy) lookAt(ctx context.Context, sources []*source) {
 	limited, cancel := context.WithTimeout(ctx, firstLook)
 	defer cancel()
-	var g sync.WaitGroup
+	var g errgroup.Group
+	g.SetLimit(maxLooks)
 	for _, s := range sources {
-		g.Go(func() { _ = p.look(limited, s) }) // logged there
+		g.Go(func() error { _ = p.look(limited, s); return nil }) // logged there
 	}
-	g.Wait()
+	_ = g.Wait()
 }
 
 // Check finds what Load would fail at, and what is wrong with sources on this host, without asking any server and

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	maxLooks  = 4           // sources read at the same time
+	maxLooks  = 16          // sources read at the same time
 	calmRound = time.Minute // Run looks around at least so often …
 
 	shortRound = 10 * time.Millisecond // … and, unless it is woken, at most so often

@@ -73,11 +73,14 @@ func (s *source) view(domain string, c *verdictCounters) *view {
 
 // carry takes over what an earlier source of the same name had. Policy.mu is held.
 func (s *source) carry(old *source) {
-	if old == nil || s.ask != nil {
+	if old == nil {
 		return
 	}
-	s.got, s.pending, s.held, s.alarms = old.got, old.pending, old.held, old.alarms
-	s.checked.Store(old.checked.Load())
+	s.alarms = old.alarms
+	if s.ask == nil && old.got != nil {
+		s.got, s.pending, s.held = old.got, old.pending, old.held
+		s.checked.Store(old.checked.Load())
+	}
 }
 
 func (s *source) same(cfg Source, serves []string) bool {

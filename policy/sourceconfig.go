@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -58,7 +59,7 @@ type Source struct {
 
 // LDAP is a search in a directory.
 type LDAP struct {
-	// URL is ldap://HOST, ldaps://HOST or ldapi://PATH.
+	// URL is ldap://HOST, ldaps://HOST or ldapi:///PATH.
 	URL string `yaml:"url"`
 	// StartTLS turns ldap:// into TLS before anything is said.
 	StartTLS bool `yaml:"start_tls"`
@@ -87,9 +88,11 @@ type SQL struct {
 	DSNFile string `yaml:"dsn_file"`
 	// Query gives all addresses, in its first column.
 	Query string `yaml:"query"`
-	// Lookup, in place of Query, gives a row if the one address exists that is its parameter ($1, or ? for mysql).
+	// Lookup, in place of Query, gives a row if the one address exists that is its parameter ($1, or ? for mysql), in
+	// lower case.
 	Lookup string `yaml:"lookup"`
-	// CacheSize is how many answers of Lookup are remembered, CacheFor how long.
+	// CacheSize is how many answers of Lookup are remembered, CacheFor how long. While the database does not answer, it
+	// exists holds for StaleAfter.
 	CacheSize int           `yaml:"cache_size"`
 	CacheFor  time.Duration `yaml:"cache_for"`
 }
@@ -193,8 +196,8 @@ func (s *Source) Validate() []mta.Fault {
 	if s.MaxSize < 1 || s.MaxSize > maxListSize {
 		fault("max_size", "%v is not between 1 and %v", s.MaxSize, mta.Size(maxListSize))
 	}
-	if s.StaleAfter < s.Every {
-		fault("stale_after", "%v is less than every: the source would be stale between two looks", s.StaleAfter)
+	if s.StaleAfter < 2*s.Every {
+		fault("stale_after", "%v is less than twice every: one look that fails would make the source stale", s.StaleAfter)
 	}
 	if s.MaxShrink < 0 || s.MaxShrink > 100 {
 		fault("max_shrink", "%d is not between 0 and 100 percent", s.MaxShrink)
@@ -220,7 +223,7 @@ func (l *LDAP) validate() []mta.Fault {
 	var faults []mta.Fault
 	u, err := url.Parse(l.URL)
 	if err != nil || !slices.Contains([]string{"ldap", "ldaps", "ldapi"}, u.Scheme) || u.Host == "" && u.Scheme != "ldapi" {
-		faults = append(faults, mta.NewFault("url", "must be ldap://HOST, ldaps://HOST or ldapi://PATH"))
+		faults = append(faults, mta.NewFault("url", "must be ldap://HOST, ldaps://HOST or ldapi:///PATH"))
 	} else {
 		clear := u.Scheme == "ldap" && !l.StartTLS && !isLoopback(u.Hostname())
 		if clear && l.PasswordFile != "" {
@@ -234,6 +237,9 @@ func (l *LDAP) validate() []mta.Fault {
 		faults = append(faults, mta.NewFault("bind_dn", "bind_dn and password_file belong together"))
 	}
 	if _, err := ldap.CompileFilter(l.Filter); err != nil {
+		if e, ok := errors.AsType[*ldap.Error](err); ok {
+			err = e.Err
+		}
 		faults = append(faults, mta.NewFault("filter", "%q is no filter: %v", l.Filter, err))
 	}
 	if _, err := ldap.ParseDN(l.Base); err != nil {

@@ -168,8 +168,9 @@ func (a *asker) close() {
 	}
 }
 
-// ask tells whether the database has the address, and when it said so. While it does not answer, what it said before
-// holds until it is stale; an error says that nothing is known.
+// ask tells whether the database has the address, and when it said so. While it does not answer, that it has the
+// address holds until it is stale, that it has it not ends: it may have been made since. An error says that nothing is
+// known.
 func (a *asker) ask(ctx context.Context, address string, now time.Time) (bool, time.Time, error) {
 	a.mu.Lock()
 	old, ok := a.answers[address]
@@ -182,7 +183,7 @@ func (a *asker) ask(ctx context.Context, address string, now time.Time) (bool, t
 	if !rest {
 		found, err = a.query(ctx, address, now)
 	}
-	if err != nil && ok && now.Sub(old.at) < a.cfg.StaleAfter {
+	if err != nil && ok && old.found && now.Sub(old.at) < a.cfg.StaleAfter {
 		return old.found, old.at, nil
 	}
 	if err != nil {

@@ -11,8 +11,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"understudy/inbound"
+	"understudy/policy"
 )
 
 const smallest = "hostname: mx2.example.org\ndomains:\n  example.org:\n    recipients: recipients.txt\n"
@@ -322,4 +324,71 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("read back as something else:\n%s", b.String())
 		}
 	})
+}
+
+func TestASourceBeginsWithItsDefaultsAndItsPathsAreMeantFromTheFolder(t *testing.T) {
+	const text = smallest + `    sources: [staff, boxes]
+  example.com: {alias_of: example.org, unknown: reject}
+policy:
+  sources:
+    staff: {url: "https://mx1.example.org/list", token_file: staff.token, max_shrink: 0, every: 5m}
+    boxes:
+      sql: {driver: postgres, dsn_file: secrets/dsn, query: SELECT address FROM boxes}
+      complete: false
+`
+	c := mustParse(t, "/etc/understudy/understudy.yaml", text)
+	staff, boxes := policy.DefaultSource(), policy.DefaultSource()
+	staff.URL, staff.TokenFile, staff.MaxShrink, staff.Every = "https://mx1.example.org/list", "/etc/understudy/staff.token", 0, 5*time.Minute
+	boxes.SQL.Driver, boxes.SQL.DSNFile, boxes.SQL.Query, boxes.Complete = "postgres", "/etc/understudy/secrets/dsn", "SELECT address FROM boxes", false
+	if want := map[string]policy.Source{"staff": staff, "boxes": boxes}; !reflect.DeepEqual(c.Policy.Sources, want) {
+		t.Errorf("got  %+v\nwant %+v", c.Policy.Sources, want)
+	}
+	var b bytes.Buffer
+	if err := Print(&b, c); err != nil {
+		t.Fatal(err)
+	}
+	if back := mustParse(t, "/elsewhere/understudy.yaml", b.String()); !reflect.DeepEqual(leaves(back), leaves(c)) {
+		t.Errorf("printed and read back it is\n%v, was\n%v", leaves(back), leaves(c))
+	}
+}
+
+func TestTheFaultsOfSourcesAreFoundWhereTheyStand(t *testing.T) {
+	_, err := Parse("F", []byte(`hostname: mx2.example.org
+domains:
+  example.org: {sources: [staff, staf]}
+  example.net: {alias_of: example.com}
+  example.com: {alias_of: example.org, recipients: x}
+  example.edu: {unknown: maybe}
+policy:
+  sources:
+    staff:
+      url: ftp://mx1.example.org
+      format: csv
+    dir:
+      ldap: {url: "ldap://dc1.example.org", bind_dn: cn=x, password_file: p, filter: "(mail=*", base: "dc=x"}
+    two: {file: a, command: [b]}
+    learned: {file: a}
+    odd: {file: a, format: yaml, every: 1h, stale_after: 90m}
+`))
+	if err == nil {
+		t.Fatal("it was taken")
+	}
+	want := []string{
+		`F:3:34: domains.example.org.sources[1]: there is no source "staf": name one of policy.sources`,
+		`F:4:17: domains.example.net.alias_of: example.com is itself an alias: name example.org`,
+		`F:5:17: domains.example.com.alias_of: can't be given together with recipients or sources: the other domain's hold`,
+		`F:6:3: domains.example.edu.recipients: who are the recipients? Name the file that lists them, or sources, or say accept_all: true`,
+		`F:6:26: domains.example.edu.unknown: want defer, accept or reject, not "maybe"`,
+		`F:9:5: policy.sources.staff.column: is needed for the format csv, and only there`,
+		`F:10:7: policy.sources.staff.url: must be an http or https URL`,
+		`F:13:14: policy.sources.dir.ldap.url: would carry the password in clear: use ldaps or start_tls`,
+		`F:13:78: policy.sources.dir.ldap.filter: "(mail=*" is no filter: ldap: unexpected end of filter`,
+		`F:14:5: policy.sources.two: where from? Give exactly one of file, url, command, ldap (with its url) and sql (with its driver)`,
+		`F:15:5: policy.sources.learned: the name of a source has 1 to 64 letters a-z, digits, - and _, and is none of learned, always_taken, accept_all, unknown, relay, recipients`,
+		`F:16:28: policy.sources.odd.format: want plain, postfix, csv or regexp, not "yaml"`,
+		`F:16:45: policy.sources.odd.stale_after: 1h30m0s is less than twice every: one look that fails would make the source stale`,
+	}
+	if got := strings.Split(err.Error(), "\n"); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
 }
