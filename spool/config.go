@@ -78,6 +78,12 @@ func (c *Config) Validate() []mta.Fault {
 			fault(s.key, "%d is less than 0", s.size)
 		}
 	}
+	if least := 2*(2*c.GenerationSize+openNeed) + spareSpace; c.Reserve < least && c.Reserve >= 0 {
+		fault("reserve", "%s is less than %s: that much is needed to deliver and to restart with generations of %s", c.Reserve, least, c.GenerationSize)
+	}
+	if c.Ballast > 0 && c.Ballast < 2*c.GenerationSize+openNeed {
+		fault("ballast", "%s is less than %s, which it takes to open one generation of %s: make it more, or 0", c.Ballast, 2*c.GenerationSize+openNeed, c.GenerationSize)
+	}
 	if c.GenerationSize < minGeneration || c.GenerationSize > maxGeneration {
 		fault("generation_size", "%s is not between %s and %s", c.GenerationSize, minGeneration, maxGeneration)
 	}

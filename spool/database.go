@@ -13,7 +13,6 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
-	"golang.org/x/sys/unix"
 )
 
 // database is an open generation: one Badger that never does by itself what could lose or stop something. It does not
@@ -160,8 +159,8 @@ func (d *database) takeLog(memtable int64) error {
 	if d.wal, err = os.OpenFile(logPath(d.dir, fid), os.O_RDWR, 0); err != nil {
 		return err
 	}
-	err = unix.Fallocate(int(d.wal.Fd()), 0, 0, memtable+memtable*batchPercent/100)
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+	err = preallocate(d.wal, memtable+memtable*batchPercent/100)
+	if err != nil && !errors.Is(err, errNoPrealloc) { // where that can't be, the reserve has to do
 		d.wal.Close()
 		return fmt.Errorf("take room for %s: %w", d.wal.Name(), err)
 	}

@@ -37,7 +37,7 @@ func (s *space) disk() (disk, error) {
 	if err := unix.Statfs(s.dir, &fs); err != nil {
 		return disk{}, fmt.Errorf("statfs %s: %w", s.dir, err)
 	}
-	d := disk{free: int64(fs.Bavail) * fs.Bsize, total: int64(fs.Blocks) * fs.Bsize, inodes: int64(fs.Ffree)}
+	d := disk{free: int64(fs.Bavail) * int64(fs.Bsize), total: int64(fs.Blocks) * int64(fs.Bsize), inodes: int64(fs.Ffree)}
 	if fs.Files == 0 {
 		d.inodes = 1 << 40 // this file system has no fixed number of inodes
 	}
@@ -52,13 +52,20 @@ func (s *space) kept(d disk) int64 {
 // minInodes are kept free for the files of generations.
 const minInodes = 1000
 
-// room reports whether new mail of size octets leaves the reserve alone.
+// room reports whether new mail of size octets leaves the reserve alone. The place of a ballast that was given away is
+// for deliveries, and for the next ballast: new mail that fed on it would leave nothing to drain or to restart with.
 func (s *space) room(size int64) error {
 	d, err := s.disk()
 	if err != nil {
 		return err
 	}
-	if kept := s.kept(d); d.free-size < kept {
+	kept := s.kept(d)
+	s.mu.Lock()
+	if s.gone {
+		kept += s.ballast
+	}
+	s.mu.Unlock()
+	if d.free-size < kept {
 		return full("%d octets free on disk, %d are kept in reserve", d.free, kept)
 	}
 	if d.inodes < minInodes {
@@ -148,8 +155,8 @@ func makeBallast(path string, size int64) error {
 		return err
 	}
 	defer f.Close()
-	err = unix.Fallocate(int(f.Fd()), 0, 0, size)
-	if errors.Is(err, unix.EOPNOTSUPP) {
+	err = preallocate(f, size)
+	if errors.Is(err, errNoPrealloc) {
 		err = nil
 		zeros := make([]byte, 1<<20)
 		for left := size; left > 0 && err == nil; left -= int64(len(zeros)) {

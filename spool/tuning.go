@@ -3,8 +3,6 @@ package spool
 import (
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // tuning is what tests change: times that would be too long to wait for, and the one call that the promise hangs on.
@@ -19,7 +17,7 @@ type tuning struct {
 
 func defaultTuning() tuning {
 	return tuning{
-		sync:          func(f *os.File) error { return unix.Fdatasync(int(f.Fd())) },
+		sync:          datasync,
 		tick:          time.Second,
 		sealAge:       time.Hour,
 		idleClose:     30 * time.Second,

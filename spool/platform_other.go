@@ -1,0 +1,17 @@
+//go:build !linux
+
+package spool
+
+import (
+	"errors"
+	"os"
+)
+
+// Other systems are for trying things out: the promise is kept as far as os.File.Sync keeps it, and a full disk is not
+// guarded against in advance.
+
+var errNoPrealloc = errors.New("not on this system")
+
+func preallocate(*os.File, int64) error { return errNoPrealloc }
+
+func datasync(f *os.File) error { return f.Sync() }
