@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -11,9 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
 	"understudy/internal/mta"
 	"understudy/internal/testkit"
 	"understudy/internal/testkit/peer"
+	"understudy/spool"
 )
 
 // kib4 is a message of 4 KiB.
@@ -34,8 +39,20 @@ func rates(b *testing.B, n int, took, first time.Duration) {
 	b.ReportMetric(0, "ns/op")
 }
 
+// onDisk opens a spool as the daemon does.
+func onDisk(b *testing.B) *spool.Store {
+	cfg := spool.DefaultConfig()
+	cfg.Dir = b.TempDir()
+	s, err := spool.Open(b.Context(), cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { s.Close() })
+	return s
+}
+
 // drain spools n messages of 4 KiB from so many clients, and times how long it takes from opening the gate to an empty
-// spool. The spool is in memory: what is measured is the way to the primary.
+// spool, which is on disk.
 func drain(b *testing.B, n, clients int, addr string, set func(*Config)) {
 	to, err := mta.ParsePrimary(addr)
 	if err != nil {
@@ -47,6 +64,17 @@ func drain(b *testing.B, n, clients int, addr string, set func(*Config)) {
 		set(&w.cfg)
 	}
 	w.gates.set(to.String(), false)
+	store := onDisk(b)
+	w.queue = store
+	left := func() int64 {
+		u, err := store.Usage(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		return u.Messages
+	}
+	var putting errgroup.Group
+	putting.SetLimit(64)
 	for i := range n {
 		env := &mta.Envelope{ID: mta.NewID(time.Now()), Received: time.Now(), From: mta.Path{Local: "s", Domain: "example.net"},
 			Rcpts: []mta.Recipient{{Addr: mta.Path{Local: "a", Domain: "example.org"}, Dest: "example.org"}}}
@@ -54,19 +82,22 @@ func drain(b *testing.B, n, clients int, addr string, set func(*Config)) {
 			k := i % clients
 			env.Peer = mta.Peer{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(k >> 8), byte(k)}), 4000), Helo: "h.example.net", Proto: "ESMTP"}
 		}
-		w.putEnv(env, kib4)
+		putting.Go(func() error { return store.Put(b.Context(), env, strings.NewReader(kib4)) })
+	}
+	if err := putting.Wait(); err != nil {
+		b.Fatal(err)
 	}
 	w.start()
 	start := time.Now()
 	w.gates.set(to.String(), true)
 	var first time.Duration
-	for left := w.left(); left > 0; left = w.left() {
-		if first == 0 && left < int64(n) {
+	for rest := left(); rest > 0; rest = left() {
+		if first == 0 && rest < int64(n) {
 			first = time.Since(start)
 		}
 		time.Sleep(time.Millisecond)
 		if time.Since(start) > 2*time.Minute {
-			b.Fatalf("%d left\n%.2000s", left, w.log.b.String())
+			b.Fatalf("%d left\n%.2000s", rest, w.log.b.String())
 		}
 	}
 	rates(b, n, time.Since(start), first)

@@ -320,3 +320,29 @@ func TestMailPastItsTimeIsQuarantinedWhileThePrimaryIsAway(t *testing.T) {
 		t.Error("a young one too")
 	}
 }
+
+func TestDestinationsTakeTurns(t *testing.T) {
+	p := started(t, nil)
+	w := newWorld(t, "example.org", tier(p))
+	w.routes.tiers["example.com"] = w.routes.tiers["example.org"]
+	w.cfg.MessagesPerSecond = 1000
+	for range 2000 {
+		w.put("x\r\n", "a@example.org")
+	}
+	var few []mta.ID
+	for range 20 {
+		few = append(few, w.put("x\r\n", "a@example.com"))
+	}
+	w.start()
+	w.eventually("the few", func() bool {
+		for _, id := range few {
+			if w.items(id) != nil {
+				return false
+			}
+		}
+		return true
+	})
+	if left := w.left(); left < 1000 {
+		t.Errorf("only %d of the many were left by then", left)
+	}
+}

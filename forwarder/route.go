@@ -14,7 +14,7 @@ const (
 	shelfMax   = 512   // jobs read ahead of the wire
 	shelfKeyed = 8192  // the same where each client has sessions of its own: what is of one client should meet there
 	outMax     = 12288 // jobs claimed and not settled
-	quantum    = 64    // jobs that one destination claims before it is the next one's turn
+	quantum    = 128    // jobs that one destination claims before it is the next one's turn
 	perSession = 4     // jobs waiting for each session that is being opened before one more is
 )
 
