@@ -36,6 +36,7 @@ type host struct {
 	cuts   int
 	window int // that the last session came to
 	limit  int // messages over one session, 0 if not known
+	ended  int // messages of the last session that it ended
 
 	deferrals int // messages in a row
 	storms    int
@@ -63,7 +64,7 @@ func (h *host) look(open bool) (opened bool) {
 	defer h.mu.Unlock()
 	opened = open && !h.open
 	if opened {
-		h.fails, h.until, h.last, h.deferrals, h.storms = 0, time.Time{}, nil, 0, 0
+		h.fails, h.until, h.last, h.deferrals, h.storms, h.limit, h.ended = 0, time.Time{}, nil, 0, 0, 0, 0
 		if h.tripped.IsZero() {
 			h.breaker.recovered()
 		}
@@ -213,11 +214,15 @@ func (h *host) method(now time.Time) smtpc.Method {
 	return smtpc.Best
 }
 
-// learn notes that the primary ends sessions after n messages.
+// learn notes that the primary ended a session after n messages. Twice the same number is a limit that it has; once, it may
+// have been about to stop.
 func (h *host) learn(n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.limit = n
+	if h.ended == n {
+		h.limit = n
+	}
+	h.ended = n
 }
 
 // most is how many messages the primary takes over one session.
