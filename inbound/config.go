@@ -152,6 +152,9 @@ func (c *Config) Validate() []mta.Fault {
 	}
 	for i, l := range c.Listen {
 		l.validate(&faults, fmt.Sprintf("listen[%d]", i))
+		if same := func(o Listener) bool { return o.Address == l.Address }; slices.IndexFunc(c.Listen, same) < i && !strings.HasSuffix(l.Address, ":0") {
+			faults.add(fmt.Sprintf("listen[%d]", i), "%s is listed twice", l.Address)
+		}
 	}
 	if c.MaxMessageSize < minMessageSize {
 		faults.add("max_message_size", "must be at least %s", minMessageSize)
@@ -230,8 +233,11 @@ func (a *ACME) validate(faults *faults, stateDir string) {
 
 func (l *Listener) validate(faults *faults, key string) {
 	if _, ok := systemdName(l.Address); !ok {
-		if _, _, err := net.SplitHostPort(l.Address); err != nil {
+		_, port, err := net.SplitHostPort(l.Address)
+		if err != nil {
 			faults.add(key, "want ADDRESS:PORT, :PORT, systemd or systemd:NAME: %v", err)
+		} else if _, err := net.LookupPort("tcp", port); err != nil {
+			faults.add(key, "port %q is none: want 0 to 65535, or the name of a service", port)
 		}
 	}
 	for i, k := range l.Hide {

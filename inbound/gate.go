@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 // record for each network that has a connection or had one within the last minute.
 type gate struct {
 	max, perNetwork, perMinute int
+	hard                       int // what the process's descriptors allow; the trusted meet this limit too
 
 	mu       sync.Mutex
 	open     int
@@ -30,9 +32,11 @@ type network struct {
 // maxKnown bounds the memory of clients that passed the pregreet test; the test costs a forgotten one two seconds.
 const maxKnown = 50_000
 
-func newGate(c *Config) *gate {
+// newGate makes a gate for a process that may have so many files open: half of them are for clients, and the others
+// for the spool, the probes and the deliveries, which clients must not starve.
+func newGate(c *Config, files uint64) *gate {
 	return &gate{
-		max: c.MaxConnections, perNetwork: c.MaxPerNetwork, perMinute: c.MaxPerMinute,
+		max: c.MaxConnections, perNetwork: c.MaxPerNetwork, perMinute: c.MaxPerMinute, hard: int(min(files/2, math.MaxInt32)),
 		networks: map[netip.Prefix]*network{}, known: map[netip.Addr]struct{}{},
 	}
 }
@@ -47,10 +51,13 @@ func networkOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// enter takes a place for a client, or says why there is none. A trusted client counts but meets no limit.
+// enter takes a place for a client, or says why there is none. A trusted client counts and meets only the hard limit.
 func (g *gate) enter(a netip.Addr, trusted bool, now time.Time) (reason string, refusal *mta.Reply) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.open >= g.hard {
+		return "files", mta.NewReply(421, "4.3.2", "too many connections, try again later")
+	}
 	if trusted {
 		g.open++
 		return "", nil

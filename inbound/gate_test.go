@@ -10,7 +10,7 @@ import (
 )
 
 func testGate(max, perNetwork, perMinute int) *gate {
-	return newGate(&Config{MaxConnections: max, MaxPerNetwork: perNetwork, MaxPerMinute: perMinute})
+	return newGate(&Config{MaxConnections: max, MaxPerNetwork: perNetwork, MaxPerMinute: perMinute}, 1<<20)
 }
 
 func TestGateCountsNeighboursAsOne(t *testing.T) {
@@ -224,4 +224,21 @@ func TestIdleCommandsBecomeErrors(t *testing.T) {
 	c.say("NOOP", "503")
 	c.say("NOOP", "503")
 	c.want("421 4.7.0")
+}
+
+func TestDescriptorsLimitEvenTheTrusted(t *testing.T) {
+	g := newGate(&Config{MaxConnections: 1000, MaxPerNetwork: 1000, MaxPerMinute: 1000}, 20)
+	a := netip.MustParseAddr("127.0.0.1")
+	for i := range 10 {
+		if _, refusal := g.enter(a, true, time.Now()); refusal != nil {
+			t.Fatalf("client %d: %v", i, refusal)
+		}
+	}
+	if _, refusal := g.enter(a, true, time.Now()); refusal == nil || refusal.Code != 421 {
+		t.Errorf("the eleventh of twenty descriptors: %v, want 421", refusal)
+	}
+	g.leave(a, true)
+	if _, refusal := g.enter(a, true, time.Now()); refusal != nil {
+		t.Errorf("after one has left: %v", refusal)
+	}
 }

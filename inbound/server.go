@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/emersion/go-smtp"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"understudy/internal/mta"
@@ -96,7 +98,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		cfg.TempDir = os.TempDir()
 	}
 	s := &Server{
-		cfg: cfg, deps: d, log: d.Log, metrics: newMetrics(d.Metrics), gate: newGate(&cfg),
+		cfg: cfg, deps: d, log: d.Log, metrics: newMetrics(d.Metrics), gate: newGate(&cfg, maxFiles()),
 		closed: make(chan struct{}), wires: map[*wire]struct{}{},
 	}
 	s.hard, s.stop = context.WithCancel(context.Background())
@@ -185,6 +187,15 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// maxFiles is how many files this process may have open.
+func maxFiles() uint64 {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return math.MaxUint64
+	}
+	return limit.Cur
 }
 
 // admit takes a client's place at the gate; leave gives it back, and is never nil.

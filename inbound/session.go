@@ -135,6 +135,14 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) error {
 	return s.say(recipientOK)
 }
 
+// refusalLevel keeps a full spool, of which there is an alarm, from filling the log as well.
+func refusalLevel(r *mta.Reply) slog.Level {
+	if r.Enhanced == "4.3.1" {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
 func (s *session) rcpt() error {
 	raw, rest, _ := splitPath(s.w.cmd.arg, "TO:")
 	p, reply := parseRcptParams(rest, s.w.offers(), s.env.Params.SMTPUTF8)
