@@ -15,7 +15,7 @@ const (
 	sweepEvery  = time.Hour      // how often a domain's entries are looked through for those that end
 	calloutTime = 2 * time.Minute
 	maxCallouts = 4 // at the same time; one to a domain
-	maxRest     = time.Hour
+	maxRest     = 10 * time.Minute
 )
 
 // course is how far the asking of one domain's primary has come.

@@ -207,6 +207,9 @@ func (l *learned) want(domain, local string, now time.Time) {
 	if l.wake == nil || l.rules.CalloutsPerMinute == 0 || l.wanted >= maxWantedInAll || local == "" {
 		return
 	}
+	if !(mta.Path{Local: local}).IsASCII() { // a callout without SMTPUTF8 would be refused for that
+		return
+	}
 	d := l.pupil(domain)
 	if len(d.wanted) < maxWanted && !d.wanted[local] {
 		d.wanted[local] = true

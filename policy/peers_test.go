@@ -1,8 +1,10 @@
 package policy
 
 import (
+	"context"
 	"database/sql"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 
 	"github.com/go-ldap/ldap/v3"
 
+	"understudy/internal/mta"
+	"understudy/internal/smtpc"
 	"understudy/internal/testkit"
 	"understudy/internal/testkit/peer"
 )
@@ -235,4 +239,71 @@ func TestADatabaseThatIsAwayDefersAtOnce(t *testing.T) {
 			t.Errorf("%s: 20 questions took %v", q.Driver, took)
 		}
 	}
+}
+
+// callouts asks a primary as the daemon does.
+func callouts(t *testing.T, addr string) func(context.Context, string, mta.Path) (mta.Reply, error) {
+	t.Helper()
+	primary, err := mta.ParsePrimary(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialer := &smtpc.Dialer{Hostname: "mx2.example.org"}
+	return func(ctx context.Context, _ string, to mta.Path) (mta.Reply, error) {
+		conn, err := dialer.Dial(ctx, primary)
+		if err != nil {
+			return mta.Reply{}, err
+		}
+		defer conn.Close()
+		if r, err := conn.Mail(ctx, mta.Path{}); err != nil || !r.Positive() {
+			return mta.Reply{}, fmt.Errorf("MAIL: %v: %w", r, err)
+		}
+		reply, err := conn.Rcpt(ctx, to)
+		if e, ok := errors.AsType[*smtpc.Error](err); ok && e.Reply != nil {
+			return *e.Reply, nil
+		}
+		return reply, err
+	}
+}
+
+func TestAPostfixTeachesWhoItsRecipientsAre(t *testing.T) {
+	postfix := peer.NewPostfix(t, map[string]string{
+		"virtual_mailbox_maps": "inline:{{alice@example.org = mail/},{postmaster@example.org = mail/}}", "recipient_delimiter": "+",
+	})
+	postfix.Start()
+	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {Sources: []string{"learned"}}}, Deps{Log: quiet.Log, Callout: callouts(t, postfix.Addr)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, local := range []string{"", "alice", "bob"} { // its nature first
+		p.callOut(t.Context(), callout{"example.org", local})
+	}
+	postfix.Stop()
+	p.callOut(t.Context(), callout{"example.org", "carol"})
+	p.callOut(t.Context(), callout{"example.org", "alice"})
+	wants(t, p, map[string]string{
+		"alice@example.org": "taken", "alice+x@example.org": "taken", "bob@example.org": "550 5.1.1", "carol@example.org": "450 4.1.1",
+	})
+	if n := p.learned.domains["example.org"].nature; n != tells {
+		t.Errorf("its nature is %v", n)
+	}
+}
+
+func TestAPostfixThatTakesEverybodyIsFoundOut(t *testing.T) {
+	postfix := peer.NewPostfix(t, nil)
+	postfix.Start()
+	p, err := New(DefaultConfig(), map[string]Domain{"example.org": {Sources: []string{"learned"}}}, Deps{Log: quiet.Log, Callout: callouts(t, postfix.Addr)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, local := range []string{"alice", "", "bob"} {
+		p.callOut(t.Context(), callout{"example.org", local})
+	}
+	wants(t, p, map[string]string{"alice@example.org": "450 4.1.1", "bob@example.org": "450 4.1.1", "postmaster@example.org": "taken"})
 }

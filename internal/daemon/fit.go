@@ -72,6 +72,9 @@ func (d *Daemon) callout(ctx context.Context, domain string, to mta.Path) (mta.R
 		return mta.Reply{}, fmt.Errorf("callout to %s: MAIL: %s: %w", primary, r, err)
 	}
 	reply, err := conn.Rcpt(ctx, to)
+	if e, ok := errors.AsType[*smtpc.Error](err); ok && e.Reply != nil { // a refusal is an answer, too
+		reply, err = *e.Reply, nil
+	}
 	if err != nil {
 		return mta.Reply{}, err
 	}
