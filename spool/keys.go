@@ -229,3 +229,11 @@ func (o *opener) next() error {
 	o.n++
 	return nil
 }
+
+// CheckKeys reads the key files as Open would.
+func CheckKeys(cfg Config) error {
+	if _, err := loadKeys(cfg); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	return nil
+}

@@ -159,6 +159,9 @@ func (a *app) reloadCmd() *cobra.Command {
 			for _, key := range done.NeedRestart {
 				fmt.Fprintf(a.out, "%s changed: it takes effect at the next restart\n", key)
 			}
+			for _, domain := range done.Strays {
+				fmt.Fprintf(a.out, "%s is not configured any more and has mail here: it goes where the DNS says\n", domain)
+			}
 			return nil
 		},
 	}

@@ -48,6 +48,9 @@ func (s *selection) operation(cmd *cobra.Command, ids []string) (admin.Operation
 		}
 		o.IDs = append(o.IDs, id)
 	}
+	if len(o.IDs) == 0 && !o.All && o.Domain == "" && o.From == "" && o.Rcpt == "" && o.Held == nil && o.OlderThan == 0 {
+		return o, errors.New("name the messages, by ID or by a filter, or say --all")
+	}
 	if s.to != "" {
 		to, err := mta.ParsePath(s.to)
 		if err != nil {

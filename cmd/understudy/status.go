@@ -58,7 +58,11 @@ func (a *app) printStatus(st admin.Status) error {
 	fmt.Fprintln(a.out)
 	rows = [][]any{{"DOMAIN", "WAITING", "HELD", "SIZE", "OLDEST"}}
 	for _, d := range st.Domains {
-		rows = append(rows, []any{d.Domain, d.Messages, d.Held, octets(d.Bytes), ago(d.Oldest)})
+		name := d.Domain
+		if !d.Configured {
+			name += " (not configured)"
+		}
+		rows = append(rows, []any{name, d.Messages, d.Held, octets(d.Bytes), ago(d.Oldest)})
 	}
 	return a.table(rows)
 }

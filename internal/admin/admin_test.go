@@ -113,7 +113,7 @@ func serve(t *testing.T, set func(*Config, *Deps)) *fixture {
 	deps := Deps{
 		Hostname: "mx2.example.org", Version: "test", Domains: func() []string { return []string{"example.org", "quiet.example"} },
 		Spool: f.queue, Health: f.health, Forwarder: f.fwd, Gatherer: prometheus.NewRegistry(),
-		Reload: func(context.Context) ([]string, error) { return []string{"spool.dir"}, nil },
+		Reload: func(context.Context) (Reloaded, error) { return Reloaded{NeedRestart: []string{"spool.dir"}}, nil },
 		Alarms: func() []mta.Event { return []mta.Event{{Kind: mta.EventBreaker}} },
 		Log:    slog.New(slog.DiscardHandler),
 	}
@@ -295,7 +295,7 @@ func TestARefusedReloadSaysWhy(t *testing.T) {
 		t.Errorf("reload: %+v, %v", done, err)
 	}
 	f = serve(t, func(_ *Config, d *Deps) {
-		d.Reload = func(context.Context) ([]string, error) { return nil, errors.New("understudy.yaml:3:1: no") }
+		d.Reload = func(context.Context) (Reloaded, error) { return Reloaded{}, errors.New("understudy.yaml:3:1: no") }
 	})
 	if _, err := f.client.Reload(t.Context()); err == nil || err.Error() != "understudy.yaml:3:1: no" {
 		t.Errorf("refused reload: %v", err)

@@ -99,9 +99,12 @@ type Flushed struct {
 	Domains  []string `json:"domains"`        // what was flushed
 }
 
-// Reloaded says what a reload did not apply because it needs a restart.
+// Reloaded says what an operator should know after a reload.
 type Reloaded struct {
+	// NeedRestart are the keys that were changed and are put in force only by a restart.
 	NeedRestart []string `json:"need_restart,omitempty"`
+	// Strays are destinations that are not configured and have mail here: it goes where the DNS says.
+	Strays []string `json:"strays,omitempty"`
 }
 
 // apiError is the body of every answer that is not 2xx.

@@ -136,12 +136,12 @@ func (s *Server) deliveries(ctx context.Context, id mta.ID) ([]spool.Item, error
 }
 
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
-	need, err := s.deps.Reload(r.Context())
+	done, err := s.deps.Reload(r.Context())
 	if err != nil {
 		writeError(w, http.StatusUnprocessableEntity, err)
 		return
 	}
-	writeJSON(w, Reloaded{NeedRestart: need})
+	writeJSON(w, done)
 }
 
 // readJSON reads a small body; an empty one is the zero value, a key that we do not know is an error.

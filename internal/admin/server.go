@@ -78,7 +78,7 @@ type Deps struct {
 	Health            Health
 	Forwarder         Forwarder
 	Recipients        Recipients
-	Reload            func(ctx context.Context) (needRestart []string, err error)
+	Reload            func(ctx context.Context) (Reloaded, error)
 	Alarms            func() []mta.Event // that are on now
 	Gatherer          prometheus.Gatherer
 	Log               *slog.Logger

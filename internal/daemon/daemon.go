@@ -158,19 +158,18 @@ func (d *Daemon) domains() []string {
 	return names
 }
 
-// Reload reads the configuration and the lists again and puts in force what can change without a restart; it returns
-// the keys that can't. On an error everything goes on as it was.
-func (d *Daemon) Reload(ctx context.Context) (needRestart []string, err error) {
+// Reload reads the configuration and the lists again and puts in force what can change without a restart. On an error
+// everything goes on as it was.
+func (d *Daemon) Reload(ctx context.Context) (admin.Reloaded, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
 	cfg, err := d.opts.Load()
+	if err == nil {
+		err = d.policy.Reload(ctx, cfg.Policy, cfg.PolicyDomains())
+	}
 	if err != nil {
 		d.opts.Log.LogAttrs(ctx, slog.LevelError, "reload refused, the old configuration goes on", slog.Any("err", err))
-		return nil, err
-	}
-	if err := d.policy.Reload(ctx, cfg.Policy, cfg.PolicyDomains()); err != nil {
-		d.opts.Log.LogAttrs(ctx, slog.LevelError, "reload refused, the old configuration goes on", slog.Any("err", err))
-		return nil, err
+		return admin.Reloaded{}, err
 	}
 	if err := d.alerts.Reload(cfg.Alerts); err != nil { // a token file; everything else was validated
 		d.opts.Log.LogAttrs(ctx, slog.LevelError, "alerts not reloaded, the old ones go on", slog.Any("err", err))
@@ -179,11 +178,30 @@ func (d *Daemon) Reload(ctx context.Context) (needRestart []string, err error) {
 	d.fwd.Reload(cfg.Forwarder, cfg.ForwarderDomains())
 	d.opts.Level.Set(cfg.Log.Level)
 	d.mu.Lock()
-	needRestart = config.NeedRestart(d.cfg, cfg)
+	done := admin.Reloaded{NeedRestart: config.NeedRestart(d.cfg, cfg), Strays: d.strays(ctx, cfg)}
 	d.cfg = cfg
 	d.mu.Unlock()
-	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "reloaded", slog.Int("domains", len(cfg.Domains)), slog.Any("need_restart", needRestart))
-	return needRestart, nil
+	d.opts.Log.LogAttrs(ctx, slog.LevelInfo, "reloaded", slog.Int("domains", len(cfg.Domains)),
+		slog.Any("need_restart", done.NeedRestart), slog.Any("strays", done.Strays))
+	return done, nil
+}
+
+// strays are destinations that have mail here and are not configured: somebody may have removed a domain too early.
+// Reports to senders are no strays.
+func (d *Daemon) strays(ctx context.Context, cfg *config.Config) []string {
+	stats, err := d.store.Stats(ctx)
+	if err != nil {
+		return nil // an operator's convenience; the spool says elsewhere what is wrong
+	}
+	var list []string
+	for _, st := range stats {
+		_, now := cfg.Domains[st.Dest]
+		_, before := d.cfg.Domains[st.Dest]
+		if !now && before {
+			list = append(list, st.Dest)
+		}
+	}
+	return list
 }
 
 func texts(addrs []net.Addr) []string {
