@@ -45,6 +45,7 @@ type generation struct {
 	live    atomic.Int64  // messages whose record here is the valid one
 	records atomic.Int64  // commit records that its database holds
 	damaged atomic.Bool   // something in it can't be read: it is never removed
+	doubts  int           // the keeper's: see holds
 
 	mu      sync.Mutex
 	idle    sync.Cond           // on mu: refs became 0
