@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -211,11 +212,16 @@ func (a *app) override(ctx context.Context, o admin.Override, end bool) error {
 		return a.printJSON(all)
 	}
 	for _, o := range all.Overrides {
-		until := "until it is ended"
-		if !o.Until.IsZero() {
-			until = "until " + o.Until.Local().Format(time.DateTime)
-		}
-		fmt.Fprintf(a.out, "%s of %s %s  %s\n", o.Kind, o.Subject, until, o.Why)
+		fmt.Fprintln(a.out, orderText(o))
 	}
 	return nil
+}
+
+// orderText is what an operator ordered, on one line.
+func orderText(o admin.Override) string {
+	until := "until it is ended"
+	if !o.Until.IsZero() {
+		until = "until " + o.Until.Local().Format(time.DateTime)
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s of %s %s  %s", o.Kind, o.Subject, until, o.Why))
 }

@@ -44,6 +44,15 @@ func (a *app) printStatus(st admin.Status) error {
 		ready = "NOT READY: " + st.Reason
 	}
 	fmt.Fprintf(a.out, "%s  understudy %s  up %s  %s\n\n", st.Hostname, st.Version, ago(st.Started), ready)
+	for _, e := range st.Alarms {
+		fmt.Fprintf(a.out, "ALARM  %s\n", e.Text)
+	}
+	for _, o := range st.Overrides {
+		fmt.Fprintf(a.out, "%s\n", orderText(o))
+	}
+	if len(st.Alarms)+len(st.Overrides) > 0 {
+		fmt.Fprintln(a.out)
+	}
 	rows := [][]any{{"PRIMARY", "STATE", "FOR", "DOMAINS", "PROBED", "CAUSE"}}
 	for _, p := range st.Primaries {
 		probed := "-"

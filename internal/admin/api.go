@@ -18,6 +18,8 @@ type Status struct {
 	Reason    string          `json:"reason,omitempty"` // why we are not ready
 	Primaries []PrimaryStatus `json:"primaries"`
 	Domains   []DomainStatus  `json:"domains"`
+	Overrides []Override      `json:"overrides,omitempty"` // what operators ordered
+	Alarms    []mta.Event     `json:"alarms,omitempty"`    // that are on
 }
 
 // PrimaryStatus is what we believe of one primary, and why.

@@ -39,6 +39,7 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 		Hostname: s.deps.Hostname, Version: s.deps.Version, Started: s.started, Ready: true,
 		Primaries: primaryStatuses(s.deps.Health.Status()),
 		Domains:   domainStatuses(s.deps.Domains(), stats),
+		Overrides: s.deps.Health.Overrides(), Alarms: s.deps.Alarms(),
 	}
 	if err := s.deps.Spool.Ready(r.Context()); err != nil {
 		st.Ready, st.Reason = false, err.Error()
