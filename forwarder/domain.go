@@ -22,7 +22,7 @@ import (
 type Domain struct {
 	// TLS to the primaries: opportunistic (the default: used where offered, not verified), off, require (any certificate),
 	// verify (a certificate of a known authority for the primary's name), pin (one of tls_pins), dane (what the TLSA records
-	// say; needs a validating resolver).
+	// say; needs a validating resolver), mta-sts (what the domain's own policy says, once it was seen).
 	TLS string `yaml:"tls"`
 	// For verify: a file with the certificates of the authorities, in PEM. Empty: those of the system.
 	TLSCA string `yaml:"tls_ca"`
@@ -45,6 +45,7 @@ type Domain struct {
 var tlsModes = map[string]smtpc.TLSMode{
 	"": smtpc.TLSOpportunistic, "opportunistic": smtpc.TLSOpportunistic, "off": smtpc.TLSOff, "require": smtpc.TLSRequire,
 	"verify": smtpc.TLSVerify, "pin": smtpc.TLSPin, "dane": smtpc.TLSDANE,
+	"mta-sts": smtpc.TLSOpportunistic, // until a policy says more
 }
 
 var identities = []string{"", "auto", "xclient", "proxy_v2", "headers"}
@@ -58,7 +59,7 @@ func (d *Domain) Validate() []mta.Fault {
 		}
 	}
 	mode, known := tlsModes[d.TLS]
-	add(!known, "tls", "%q is none of opportunistic, off, require, verify, pin, dane", d.TLS)
+	add(!known, "tls", "%q is none of opportunistic, off, require, verify, pin, dane, mta-sts", d.TLS)
 	add(mode == smtpc.TLSPin && len(d.TLSPins) == 0, "tls_pins", "tls is pin, so there must be one")
 	add(known && mode != smtpc.TLSPin && len(d.TLSPins) > 0, "tls_pins", "has no effect unless tls is pin")
 	add(known && mode != smtpc.TLSVerify && d.TLSCA != "", "tls_ca", "has no effect unless tls is verify")
@@ -91,8 +92,11 @@ func parsePin(s string) (pin [sha256.Size]byte, err error) {
 }
 
 // key tells domains apart that can't share sessions; empty for the default. Expire has nothing to do with sessions.
-func (d Domain) key() string {
+func (d Domain) key(dest string) string {
 	d.Expire = 0
+	if d.TLS == "mta-sts" {
+		return fmt.Sprintf("%s %+v", dest, d) // each domain has a policy of its own
+	}
 	if s := fmt.Sprintf("%+v", d); s != fmt.Sprintf("%+v", Domain{}) {
 		return s
 	}
@@ -104,6 +108,9 @@ func (f *Forwarder) policy(d *Domain) (smtpc.TLSPolicy, error) {
 	p, err := d.policy()
 	if err == nil && p.Mode == smtpc.TLSDANE && f.dialer.TLSA == nil {
 		err = errors.New("forwarder: tls: dane needs a resolver for TLSA records")
+	}
+	if err == nil && d.TLS == "mta-sts" && f.sts == nil {
+		err = errors.New("forwarder: tls: mta-sts needs a resolver for TXT records")
 	}
 	return p, err
 }

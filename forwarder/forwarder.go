@@ -36,6 +36,7 @@ type Forwarder struct {
 	memory *semaphore.Weighted // octets of content read ahead
 	lost   error               // Deps.LeaseLost
 	proof  func(*mta.Envelope) Proof
+	sts    *STS
 	events func(mta.Event)           // Deps.Events
 	taken  func(mta.Path, mta.Reply) // Deps.Taken
 
@@ -76,7 +77,7 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
 		return nil, errors.New("forwarder: a dependency is missing")
 	}
 	f := &Forwarder{
-		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, proof: d.Proof, events: d.Events, taken: d.Taken,
+		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, proof: d.Proof, sts: d.STS, events: d.Events, taken: d.Taken,
 		memory: semaphore.NewWeighted(int64(cfg.Memory)),
 		kick:   make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
 		cfg: cfg, domains: domains, active: make(map[string]*route), homes: make(map[string]home), looking: make(map[string]struct{}),
@@ -293,12 +294,12 @@ func (d *dispatcher) start(to mta.Route, dest string) {
 	}
 	dom := f.domains[dest]
 	name := to.Name
-	if k := dom.key(); k != "" {
+	if k := dom.key(dest); k != "" {
 		name += " " + k
 	}
 	r := f.active[name]
 	if r == nil {
-		r = newRoute(f, name, to, dom)
+		r = newRoute(f, name, to, dom, dest)
 		f.active[name] = r
 		d.routes.Go(func() { r.run(d.ctx, d.work) })
 	}

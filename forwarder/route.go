@@ -14,18 +14,19 @@ const (
 	shelfMax   = 512   // jobs read ahead of the wire
 	shelfKeyed = 8192  // the same where each client has sessions of its own: what is of one client should meet there
 	outMax     = 12288 // jobs claimed and not settled
-	quantum    = 128    // jobs that one destination claims before it is the next one's turn
+	quantum    = 128   // jobs that one destination claims before it is the next one's turn
 	perSession = 4     // jobs waiting for each session that is being opened before one more is
 )
 
 // route is the way to one set of primaries while it has work. Its run ends when there is none, or no gate is open.
 type route struct {
-	f     *Forwarder
-	name  string
-	tiers [][]mta.Primary
-	dom   Domain          // settings of its domains
-	tls   smtpc.TLSPolicy // set by run
-	wake  chan struct{}   // something changed that run looks at; holds one
+	f      *Forwarder
+	name   string
+	tiers  [][]mta.Primary
+	dom    Domain          // settings of its domains
+	tls    smtpc.TLSPolicy // set by run
+	domain string          // the first of its domains; the only one where they can't share
+	wake   chan struct{}   // something changed that run looks at; holds one
 
 	mu       sync.Mutex
 	cond     *sync.Cond      // the loader waits here
@@ -52,9 +53,9 @@ type route struct {
 }
 
 // newRoute makes the route of a destination; f.mu is held.
-func newRoute(f *Forwarder, name string, to mta.Route, dom Domain) *route {
+func newRoute(f *Forwarder, name string, to mta.Route, dom Domain, dest string) *route {
 	r := &route{
-		f: f, name: name, tiers: to.Tiers, dom: dom, wake: make(chan struct{}, 1), more: make(chan struct{}), again: make(map[string]bool),
+		f: f, name: name, tiers: to.Tiers, dom: dom, domain: dest, wake: make(chan struct{}, 1), more: make(chan struct{}), again: make(map[string]bool),
 		ramp: newRamp(f.cfg.Sessions), live: make(map[*session]struct{}), dialing: make(map[string]int), busy: make(map[mta.Primary]int),
 		open: true, opened: time.Now(),
 		messages: pace{rate: f.cfg.MessagesPerSecond}, bytes: pace{rate: float64(f.cfg.BytesPerSecond)},

@@ -58,6 +58,8 @@ type Deps struct {
 	Taken func(to mta.Path, r mta.Reply)
 	// Events tells the operator; nil: nobody. It must not wait.
 	Events func(mta.Event)
+	// STS knows MTA-STS policies, for domains that want them.
+	STS *STS
 	// Proof tells what was found out about a message when it came. Without it no report is ever sent.
 	Proof func(env *mta.Envelope) Proof
 }

@@ -49,9 +49,7 @@ func newSession(r *route, first *job, p mta.Primary) *session {
 // run opens the session and keeps it busy until it ends. ctx ends what has not begun, work all.
 func (s *session) run(ctx, work context.Context) {
 	f := s.r.f
-	conn, err := f.dialer.DialWith(ctx, s.primary, smtpc.Options{
-		LMTP: s.r.dom.LMTP, TLS: s.r.tls, Client: s.peer, Proxy: s.r.proxies(),
-	})
+	conn, err := s.dial(ctx)
 	s.r.mu.Lock()
 	s.r.connected(s)
 	s.r.mu.Unlock()
@@ -64,6 +62,15 @@ func (s *session) run(ctx, work context.Context) {
 		return
 	}
 	s.ended(work, err)
+}
+
+// dial opens the session as its route wants it.
+func (s *session) dial(ctx context.Context) (*smtpc.Conn, error) {
+	tls, err := s.r.tlsTo(ctx, s.primary.Host)
+	if err != nil {
+		return nil, err
+	}
+	return s.r.f.dialer.DialWith(ctx, s.primary, smtpc.Options{LMTP: s.r.dom.LMTP, TLS: tls, Client: s.peer, Proxy: s.r.proxies()})
 }
 
 // met takes note of what a session that was opened is like.

@@ -182,6 +182,7 @@ func TestAPrimaryThatIsNotThereIsTriedAgain(t *testing.T) {
 func TestASettlementThatIsLostCostsADuplicateAndNothingElse(t *testing.T) {
 	for way, c := range ways {
 		t.Run(way, func(t *testing.T) {
+			t.Parallel()
 			p := started(t, func(p *testkit.Primary) { p.Caps, p.LMTP = c.caps, c.lmtp })
 			w := newWorld(t, "example.org", tier(p))
 			w.domains = map[string]Domain{"example.org": {LMTP: c.lmtp}}

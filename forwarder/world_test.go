@@ -97,6 +97,7 @@ type world struct {
 	queue   Queue // instead of spool, if set
 	domains map[string]Domain
 	proof   func(*mta.Envelope) Proof
+	sts     *STS
 }
 
 // lines is a log that a test can read.
@@ -139,7 +140,7 @@ func (w *world) start() {
 	if _, ok := w.t.(*testing.B); ok {
 		level = slog.LevelWarn
 	}
-	f, err := New(w.cfg, w.domains, Deps{Queue: q, Routes: w.routes, Health: w.gates, Dialer: w.dialer, LeaseLost: spool.ErrLeaseLost, Proof: w.proof,
+	f, err := New(w.cfg, w.domains, Deps{Queue: q, Routes: w.routes, Health: w.gates, Dialer: w.dialer, LeaseLost: spool.ErrLeaseLost, Proof: w.proof, STS: w.sts,
 		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		w.t.Fatal(err)
