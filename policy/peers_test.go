@@ -205,6 +205,18 @@ func askForEach(t *testing.T, q SQL, db *sql.DB) {
 		"alice@example.org": "taken", "BOB+x@example.org": "taken", "carol@example.net": "taken", "carol@example.org": "550 5.1.1",
 	}
 	wants(t, p, want)
+	if _, err := db.ExecContext(t.Context(), "DELETE FROM boxes"); err != nil {
+		t.Fatal(err)
+	}
+	p.sources["s"].ask.proved = time.Time{} // ten seconds later
+	wants(t, p, map[string]string{"dave@example.org": "450 4.1.1", "alice@example.org": "taken"}) // it has lost everybody
+	p = sourced(t, s)
+	wants(t, p, map[string]string{"dave@example.org": "550 5.1.1"}) // that it never had anybody is the operator's word
+	if _, err := db.ExecContext(t.Context(), "INSERT INTO boxes VALUES ('alice@example.org', 1), ('bob@example.org', 2), ('carol@example.net', NULL)"); err != nil {
+		t.Fatal(err)
+	}
+	p = sourced(t, s)
+	wants(t, p, want)
 	if _, err := db.ExecContext(t.Context(), "DROP TABLE boxes"); err != nil {
 		t.Fatal(err)
 	}
