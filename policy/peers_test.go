@@ -208,7 +208,7 @@ func askForEach(t *testing.T, q SQL, db *sql.DB) {
 	if _, err := db.ExecContext(t.Context(), "DELETE FROM boxes"); err != nil {
 		t.Fatal(err)
 	}
-	p.sources["s"].ask.proved = time.Time{} // ten seconds later
+	p.sources["s"].ask.proved = time.Time{}                                                       // ten seconds later
 	wants(t, p, map[string]string{"dave@example.org": "450 4.1.1", "alice@example.org": "taken"}) // it has lost everybody
 	p = sourced(t, s)
 	wants(t, p, map[string]string{"dave@example.org": "550 5.1.1"}) // that it never had anybody is the operator's word

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"net"
@@ -424,4 +425,29 @@ func TestCheckFindsWhatIsWrongOnThisHostAndAsksNobody(t *testing.T) {
 	if _, err := os.Stat(cfg.StateDir); err == nil {
 		t.Error("Check wrote something")
 	}
+}
+
+func TestAListOverTLSIsBelievedOnlyOfWhomWeTrustAndNeverGoesOnInClear(t *testing.T) {
+	plain := newWeb(t)
+	plain.says(text(staff(9)))
+	secure := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/moved":
+			http.Redirect(w, r, "/list", http.StatusFound)
+		case "/clear":
+			http.Redirect(w, r, plain.URL, http.StatusFound)
+		default:
+			text(staff(9))(w, r)
+		}
+	}))
+	t.Cleanup(secure.Close)
+	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	write(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})))
+	for path, want := range map[string]string{"/list": "taken", "/moved": "taken", "/clear": "450"} {
+		s := urlSource(secure.URL + path)
+		s.CAFile = ca
+		wants(t, sourced(t, s), map[string]string{"u1@example.org": want})
+	}
+	wants(t, sourced(t, urlSource(secure.URL+"/list")), map[string]string{"u1@example.org": "450"})
 }
