@@ -129,7 +129,7 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) error {
 	if err := s.rcpt(); err != nil {
 		r := replyTo(err, s.log, s.w.remote)
 		to, _, _ := splitPath(s.w.cmd.arg, "TO:")
-		s.log.Info("recipient refused", "peer", s.w.remote, "from", s.env.From, "to", to, "code", r.Code, "reply", r.String())
+		s.log.Log(s.ctx, refusalLevel(r), "recipient refused", "peer", s.w.remote, "from", s.env.From, "to", to, "code", r.Code, "reply", r.String())
 		return s.say(r)
 	}
 	return s.say(recipientOK)
