@@ -49,7 +49,7 @@ func event(call *ast.CallExpr) (string, bool) {
 	if !ok {
 		return "", false
 	}
-	at := map[string]int{"Debug": 0, "Info": 0, "Warn": 0, "Error": 0, "LogAttrs": 2}
+	at := map[string]int{"Debug": 0, "Info": 0, "Warn": 0, "Error": 0, "Log": 2, "LogAttrs": 2}
 	i, ok := at[f.Sel.Name]
 	if !ok || len(call.Args) <= i {
 		return "", false
