@@ -30,8 +30,7 @@
 //
 // Each open database has one that writes (database.run): it groups what waits into one transaction and one sync. The
 // keeper (Store.keep) closes, evacuates and removes generations, the preparer (Store.prepare) makes the next one in
-// advance. Each Watch has one that passes hints on. Close ends
-// all of them.
+// advance. Each Watch has one that passes hints on. Close ends all of them.
 //
 // # Locks
 //
