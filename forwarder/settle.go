@@ -15,6 +15,9 @@ const (
 	settleBatch = 256 // settlements stored in one step
 	settleTries = 30  // a second apart; then the lease lapses and the message goes again
 	settlePause = time.Second
+	// settleGather is how long the first outcome waits for others: each batch is a sync, and the disk has other work. What
+	// a crash meanwhile costs is a duplicate.
+	settleGather = 10 * time.Millisecond
 )
 
 // settled is one outcome on its way to the spool.
@@ -79,6 +82,7 @@ func (s *settler) run() {
 				return
 			}
 			<-s.wake
+			time.Sleep(settleGather)
 			continue
 		}
 		again := s.store(batch)
