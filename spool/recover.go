@@ -20,7 +20,8 @@ import (
 
 // findings are what the generations hold, while they are read.
 type findings struct {
-	mu        sync.Mutex
+	unclean   sync.Mutex // held while a log is replayed: on a full disk there is room for one at a time
+	mu        sync.Mutex // guards what follows
 	overrides []override
 	files     map[string]struct{} // names of bodies that records speak of
 	stale     []stored            // copies that a later one stands for
@@ -202,7 +203,19 @@ func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
 	return nil
 }
 
+// recoverUnclean closes the generation again: its log's room is wanted for the next one.
 func (s *Store) recoverUnclean(g *generation) error {
+	s.found.unclean.Lock()
+	defer s.found.unclean.Unlock()
+	if err := s.replay(g); err != nil {
+		return err
+	}
+	s.closeGeneration(g)
+	return nil
+}
+
+// replay has Badger replay the log, after it was copied aside, and reads what is there then.
+func (s *Store) replay(g *generation) error {
 	logged := hasLogs(g.dir) // an open database always has one
 	orphans, err := inspect(g.dir)
 	if err != nil {

@@ -74,16 +74,20 @@ func (s *space) room(size int64) error {
 	return nil
 }
 
-// need makes sure of n octets for what must go on even when no new mail is taken. Until done is called they are
-// promised to nobody else.
-func (s *space) need(n int64) (done func(), err error) {
+// want makes sure of n octets. Until done is called they are promised to nobody else.
+func (s *space) want(n int64) (done func(), err error) { return s.pledge(n, false) }
+
+// need is want for what must go on even when no new mail is taken: the ballast is given away for it.
+func (s *space) need(n int64) (done func(), err error) { return s.pledge(n, true) }
+
+func (s *space) pledge(n int64, urgent bool) (done func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, err := s.disk()
 	if err != nil {
 		return nil, err
 	}
-	if d.free < s.pledged+n+spareSpace {
+	if urgent && d.free < s.pledged+n+spareSpace {
 		s.drop()
 		if d, err = s.disk(); err != nil {
 			return nil, err

@@ -442,7 +442,7 @@ func (s *Store) filled() (n int) {
 func (s *Store) create(num uint32) (g *generation, err error) {
 	dir := filepath.Join(s.dir, generationName(num))
 	memtable := int64(s.cfg.GenerationSize)
-	done, err := s.space.need(2*memtable + openNeed)
+	done, err := s.space.want(2*memtable + openNeed) // the ballast is for deliveries
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", dir, err)
 	}
