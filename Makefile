@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
-.PHONY: help build run demo test race e2e peers lint fmt fuzz bench bench-accept bench-recovery cover clean
+.PHONY: help build run demo test race e2e peers lint fmt fuzz bench bench-accept bench-drain bench-spool bench-recovery cover clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -48,6 +48,12 @@ fuzz: ## fuzz every target for FUZZTIME (default 10s)
 
 bench-accept: ## taking mail: us, Postfix as a backup MX and smtp-sink in one run (needs postfix)
 	UNDERSTUDY_PEERS=1 $(GO) test -run "^$$" -bench Accept -benchtime 20000x ./cmd/understudy
+
+bench-drain: ## handing over: us and Postfix, into a sink and into a real Postfix, at 0 and 100 ms (needs postfix)
+	UNDERSTUDY_PEERS=1 $(GO) test -run "^$$" -bench Drain -benchtime 1x ./forwarder
+
+bench-spool: ## the spool beside its two floors: appending with group fdatasync, and one file a message
+	$(GO) test -run "^$$" -bench "Put|Drain|Claim" ./spool
 
 bench-recovery: ## from the primary's return to the first delivery, 200 outages, unprompted and hinted
 	$(GO) test -run "^$$" -bench Recovery ./healthprobe
