@@ -28,7 +28,7 @@ e2e: ## run the end-to-end tests alone
 	$(GO) test -count=1 ./cmd/understudy/...
 
 peers: ## run the tests, those with real peers required (needs Debian's postfix, swaks, … : see HACKING.md)
-	UNDERSTUDY_PEERS=1 $(GO) test -count=1 ./...
+	UNDERSTUDY_PEERS=1 UNDERSTUDY_PROOFS=1 $(GO) test -count=1 ./...
 
 lint: ## gofmt, vet, staticcheck, known vulnerabilities
 	@fmt=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
@@ -53,7 +53,9 @@ bench-drain: ## handing over: us and Postfix, into a sink and into a real Postfi
 	UNDERSTUDY_PEERS=1 $(GO) test -run "^$$" -bench Drain -benchtime 1x ./forwarder
 
 bench-spool: ## the spool beside its two floors: appending with group fdatasync, and one file a message
-	$(GO) test -run "^$$" -bench "Put|Drain|Claim" ./spool
+	$(GO) test -run "^$$" -bench Put -benchtime 3s ./spool
+	$(GO) test -run "^$$" -bench Drain -benchtime 100000x ./spool
+	UNDERSTUDY_MESSAGES=1000000 $(GO) test -count=1 -run ManyMessages -v ./spool
 
 bench-recovery: ## from the primary's return to the first delivery, 200 outages, unprompted and hinted
 	$(GO) test -run "^$$" -bench Recovery ./healthprobe

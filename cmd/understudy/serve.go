@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -28,7 +29,13 @@ func (a *app) serveCmd() *cobra.Command {
 	}
 }
 
+// gcPercent halves what garbage may take beside the index of a large queue; GOGC in the environment overrules it.
+const gcPercent = 50
+
 func (a *app) serve(ctx context.Context) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	level := new(slog.LevelVar)
 	cfg, err := a.load() // read for the log's format; Open reads it again
 	if err != nil {
