@@ -124,7 +124,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	d.dialer = &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.prober.LookupAddrs, TLSA: tlsaOf(resolver)}
 	d.fwd, err = forwarder.New(cfg.Forwarder, cfg.ForwarderDomains(), forwarder.Deps{
 		Queue: d.store, Routes: d.prober, Health: d.prober, Dialer: d.dialer, LeaseLost: spool.ErrLeaseLost,
-		STS: &forwarder.STS{TXT: resolver.LookupTXT, Keep: d.tables},
+		STS:    &forwarder.STS{TXT: resolver.LookupTXT, Keep: d.tables},
 		Events: d.alerts.Raise, Taken: func(to mta.Path, r mta.Reply) { d.policy.Learn(to, r, policy.ByDelivery) },
 		Log: log, Metrics: reg,
 	})
