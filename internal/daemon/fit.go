@@ -68,8 +68,8 @@ func (d *Daemon) callout(ctx context.Context, domain string, to mta.Path) (mta.R
 		return mta.Reply{}, err
 	}
 	defer conn.Close()
-	if r, err := conn.Mail(ctx, mta.Path{}); err != nil || !r.Positive() {
-		return mta.Reply{}, fmt.Errorf("callout to %s: MAIL: %s: %w", primary, r, err)
+	if _, err := conn.Mail(ctx, mta.Path{}); err != nil { // a refusal too: it says nothing of the recipient
+		return mta.Reply{}, err
 	}
 	reply, err := conn.Rcpt(ctx, to)
 	if e, ok := errors.AsType[*smtpc.Error](err); ok && e.Reply != nil { // a refusal is an answer, too
