@@ -61,16 +61,40 @@ func (r *route) status() RouteStatus {
 	}
 	r.mu.Unlock()
 	for i := range ps {
-		h := r.f.host(ps[i].Primary)
-		h.mu.Lock()
-		ps[i].Open, ps[i].Until, ps[i].Breaker, ps[i].Greylist, ps[i].TLS = h.open, h.until, h.tripped, h.grey, maps.Clone(h.tls)
-		if h.last != nil {
-			ps[i].Failed = h.last.Error()
-		}
-		h.mu.Unlock()
+		r.f.host(ps[i].Primary).tell(&ps[i])
 	}
 	s.Primaries = ps
 	return s
+}
+
+// tell fills in what is known of the host itself.
+func (h *host) tell(s *PrimaryStatus) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.Open, s.Until, s.Breaker, s.Greylist, s.TLS = h.open, h.until, h.tripped, h.grey, maps.Clone(h.tls)
+	if h.last != nil {
+		s.Failed = h.last.Error()
+	}
+}
+
+// Primaries lists every primary that mail was handed to, or was to be, sorted by name.
+func (f *Forwarder) Primaries() []PrimaryStatus {
+	sessions := make(map[string]int)
+	for _, r := range f.Status() {
+		for _, p := range r.Primaries {
+			sessions[p.Primary] += p.Sessions
+		}
+	}
+	f.mu.Lock()
+	hosts := maps.Clone(f.hosts)
+	f.mu.Unlock()
+	list := make([]PrimaryStatus, 0, len(hosts))
+	for _, name := range slices.Sorted(maps.Keys(hosts)) {
+		s := PrimaryStatus{Primary: name, Sessions: sessions[name]}
+		hosts[name].tell(&s)
+		list = append(list, s)
+	}
+	return list
 }
 
 // sessions counts all of them.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -53,13 +55,13 @@ func (a *app) printStatus(st admin.Status) error {
 	if len(st.Alarms)+len(st.Overrides) > 0 {
 		fmt.Fprintln(a.out)
 	}
-	rows := [][]any{{"PRIMARY", "STATE", "FOR", "DOMAINS", "PROBED", "CAUSE"}}
+	rows := [][]any{{"PRIMARY", "STATE", "FOR", "DOMAINS", "SESSIONS", "PROBED", "REMARKS"}}
 	for _, p := range st.Primaries {
 		probed := "-"
 		if !p.Probed.IsZero() {
 			probed = ago(p.Probed) + " ago"
 		}
-		rows = append(rows, []any{p.Primary, p.State, ago(p.Since), p.Domains, probed, p.Cause})
+		rows = append(rows, []any{p.Primary, p.State, ago(p.Since), p.Domains, p.Sessions, probed, remarks(p)})
 	}
 	if err := a.table(rows); err != nil {
 		return err
@@ -74,4 +76,20 @@ func (a *app) printStatus(st admin.Status) error {
 		rows = append(rows, []any{name, d.Messages, d.Held, octets(d.Bytes), ago(d.Oldest)})
 	}
 	return a.table(rows)
+}
+
+// remarks is what else there is to say of a primary.
+func remarks(p admin.PrimaryStatus) string {
+	var list []string
+	add := func(on bool, text string) {
+		if on {
+			list = append(list, text)
+		}
+	}
+	add(p.Cause != "", p.Cause)
+	add(p.Flapping, "flapping")
+	add(!p.Breaker.IsZero(), "the breaker is open: understudy resume goes on")
+	add(!p.PausedUntil.IsZero(), "left alone for "+span(time.Until(p.PausedUntil))+" after trouble")
+	add(!p.Greylists.IsZero(), "greylists us")
+	return strings.Join(list, "; ")
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"understudy/forwarder"
 	"understudy/healthprobe"
 	"understudy/internal/mta"
 	"understudy/spool"
@@ -74,6 +75,10 @@ func (f *flusher) Flush(_ context.Context, dest string, id mta.ID) {
 }
 
 func (f *flusher) Resume(primary string) bool { return primary == "mx1.example.org:25" }
+
+func (f *flusher) Primaries() []forwarder.PrimaryStatus {
+	return []forwarder.PrimaryStatus{{Primary: "mx1.example.org:25", Sessions: 3, Until: time.Now().Add(time.Hour)}}
+}
 
 // unready is a spool that can't take mail.
 type unready struct{ Spool }
@@ -151,7 +156,7 @@ func TestStatusShowsDomainsWithAndWithoutMail(t *testing.T) {
 	if strings.Join(got, ", ") != want {
 		t.Errorf("domains: %v, want %s", got, want)
 	}
-	if !st.Ready || st.Hostname != "mx2.example.org" || len(st.Primaries) != 1 {
+	if !st.Ready || st.Hostname != "mx2.example.org" || len(st.Primaries) != 1 || st.Primaries[0].Sessions != 3 || st.Primaries[0].PausedUntil.IsZero() {
 		t.Errorf("status: %+v", st)
 	}
 }

@@ -33,6 +33,12 @@ type PrimaryStatus struct {
 	Probed       time.Time `json:"probed,omitzero"`
 	LastDelivery time.Time `json:"last_delivery,omitzero"`
 	Domains      int       `json:"domains"` // how many domains go there
+
+	Sessions    int              `json:"sessions"`               // of ours with it now
+	PausedUntil time.Time        `json:"paused_until,omitzero"`  // after trouble in a delivery
+	Breaker     time.Time        `json:"breaker_since,omitzero"` // its drain has stopped: it refuses far too much
+	Greylists   time.Time        `json:"greylists,omitzero"`     // it was seen to greylist us
+	TLS         map[string]int64 `json:"tls,omitempty"`          // sessions by what became of TLS, in the words of RFC 8460
 }
 
 // DomainStatus is one domain's part of the queue.

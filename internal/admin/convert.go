@@ -1,6 +1,9 @@
 package admin
 
 import (
+	"time"
+
+	"understudy/forwarder"
 	"understudy/healthprobe"
 	"understudy/spool"
 )
@@ -39,7 +42,12 @@ func message(it *spool.Item) Message {
 	return m
 }
 
-func primaryStatuses(all []healthprobe.PrimaryStatus) []PrimaryStatus {
+// primaryStatuses joins what the prober and the forwarder know of each primary.
+func primaryStatuses(all []healthprobe.PrimaryStatus, sent []forwarder.PrimaryStatus) []PrimaryStatus {
+	byName := make(map[string]forwarder.PrimaryStatus, len(sent))
+	for _, p := range sent {
+		byName[p.Primary] = p
+	}
 	out := make([]PrimaryStatus, 0, len(all))
 	for _, p := range all {
 		st := PrimaryStatus{
@@ -48,6 +56,11 @@ func primaryStatuses(all []healthprobe.PrimaryStatus) []PrimaryStatus {
 		}
 		if p.Last != nil {
 			st.Probed = p.Last.At
+		}
+		f := byName[p.Primary]
+		st.Sessions, st.Breaker, st.Greylists, st.TLS = f.Sessions, f.Breaker, f.Greylist, f.TLS
+		if f.Until.After(time.Now()) {
+			st.PausedUntil = f.Until
 		}
 		out = append(out, st)
 	}

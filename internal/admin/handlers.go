@@ -37,7 +37,7 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	}
 	st := Status{
 		Hostname: s.deps.Hostname, Version: s.deps.Version, Started: s.started, Ready: true,
-		Primaries: primaryStatuses(s.deps.Health.Status()),
+		Primaries: primaryStatuses(s.deps.Health.Status(), s.deps.Forwarder.Primaries()),
 		Domains:   domainStatuses(s.deps.Domains(), stats),
 		Overrides: s.deps.Health.Overrides(), Alarms: s.deps.Alarms(),
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"understudy/forwarder"
 	"understudy/healthprobe"
 	"understudy/internal/mta"
 	"understudy/policy"
@@ -59,6 +60,7 @@ type Health interface {
 type Forwarder interface {
 	Flush(ctx context.Context, dest string, id mta.ID)
 	Resume(primary string) bool
+	Primaries() []forwarder.PrimaryStatus
 }
 
 // Recipients is what the API needs of policy.
