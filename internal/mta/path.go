@@ -18,12 +18,6 @@ type Path struct {
 	Domain string // as the client wrote it: either form of an IDN, any case; empty only for "postmaster" alone
 }
 
-// Faults of a path that want replies of their own.
-var (
-	ErrPathUTF8    = errors.New("address has characters outside ASCII")   // 553 5.6.7 without SMTPUTF8
-	ErrPathLiteral = errors.New("address literals are not accepted here") // we never relay to an address literal
-)
-
 // ParsePath reads a path, with or without angle brackets. A source route is read over (RFC 5321, C). Quoted local
 // parts keep what they hold but control characters are refused, so nothing in a Path can end a line or a command.
 func ParsePath(s string) (Path, error) {
