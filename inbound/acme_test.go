@@ -50,6 +50,9 @@ func loopbackDNS(t *testing.T) string {
 func pebble(t *testing.T, httpPort string) (directory, roots string, stop func()) {
 	t.Helper()
 	program := os.Getenv("UNDERSTUDY_PEBBLE")
+	if program == "" && os.Getenv("UNDERSTUDY_PEERS") != "" {
+		t.Fatal("UNDERSTUDY_PEERS is set, so UNDERSTUDY_PEBBLE must name the pebble program: . .ci/peers builds it")
+	}
 	if program == "" {
 		t.Skip("needs an ACME server: set UNDERSTUDY_PEBBLE to the pebble program")
 	}
