@@ -62,6 +62,8 @@ type Envelope struct {
 	Rcpts    []Recipient `json:"rcpts"`
 	Due      time.Time   `json:"due,omitzero"`     // first try; zero is now
 	Expires  time.Time   `json:"expires,omitzero"` // when it leaves the queue for quarantine; zero is never
+	// Verdict is what our own policy made of it at receipt; nil: nobody looked.
+	Verdict *Verdict `json:"verdict,omitempty"`
 }
 
 // Dests lists the destinations of the recipients, each once, in the order of the envelope.
