@@ -1,11 +1,16 @@
 package mta
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 )
+
+// ErrAway is in the chain of an error that says: no primary of the domain takes mail now, and nothing was handed over.
+// What was to be said to it can be judged and kept as if it had been down from the beginning.
+var ErrAway = errors.New("no primary takes mail now")
 
 // Primary is one SMTP host that is better than us for a domain. It is comparable, and String is its key.
 type Primary struct {
