@@ -1,6 +1,9 @@
 package mta
 
-import "io"
+import (
+	"io"
+	"strings"
+)
 
 // Content is a message's content, header and body, with CRLF line ends, to be read as often as needed and by several
 // readers at once.
@@ -27,6 +30,68 @@ func (e *Edit) Dropped() int64 {
 	}
 	return n
 }
+
+// Apply gives the content as it goes on: Above, received (our own trace field, or nothing), then c without what is
+// dropped. Its size is exact, c is read as it is asked for, and any number of readers may be open. Of spans out of order
+// or beyond the content only what fits is dropped.
+func (e Edit) Apply(received string, c Content) Content {
+	top, drop, size := e.Above+received, make([]Span, 0, len(e.Drop)), c.Size
+	at := int64(0)
+	for _, s := range e.Drop {
+		s.Start, s.End = max(s.Start, at), min(s.End, c.Size)
+		if s.Start >= s.End {
+			continue
+		}
+		drop, at = append(drop, s), s.End
+		size -= s.End - s.Start
+	}
+	return Content{
+		Size: int64(len(top)) + size,
+		Open: func() (io.ReadCloser, error) {
+			r, err := c.Open()
+			if err != nil {
+				return nil, err
+			}
+			return &edited{top: strings.NewReader(top), content: r, drop: drop}, nil
+		},
+	}
+}
+
+// edited reads a content with an Edit applied.
+type edited struct {
+	top     *strings.Reader
+	content io.ReadCloser
+	at      int64  // how much of content was read
+	drop    []Span // what is still to be left out
+}
+
+func (r *edited) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if r.top.Len() > 0 {
+		return r.top.Read(p)
+	}
+	for len(r.drop) > 0 && r.at == r.drop[0].Start {
+		n, err := io.CopyN(io.Discard, r.content, r.drop[0].End-r.at)
+		r.at += n
+		if err == io.EOF {
+			return 0, io.ErrUnexpectedEOF // shorter than it was said to be
+		}
+		if err != nil {
+			return 0, err
+		}
+		r.drop = r.drop[1:]
+	}
+	if len(r.drop) > 0 {
+		p = p[:min(int64(len(p)), r.drop[0].Start-r.at)]
+	}
+	n, err := r.content.Read(p)
+	r.at += int64(n)
+	return n, err
+}
+
+func (r *edited) Close() error { return r.content.Close() }
 
 // Road is the way that a message takes through us.
 type Road uint8
