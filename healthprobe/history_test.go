@@ -348,3 +348,24 @@ func TestTierBoundsAreTheLeastOfItsMembers(t *testing.T) {
 		})
 	}
 }
+
+func TestADomainIsUpWithItsPrimaryAndKnowsWhenThatRecovered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, takes)
+		time.Sleep(time.Minute)
+		if !s.p.Up("example.org") || s.p.Up("other.test") || !s.p.Recovered("example.org").IsZero() {
+			t.Error("without an outage something has recovered, or is down")
+		}
+		s.h.set(refuses)
+		time.Sleep(10 * time.Minute)
+		if s.p.Up("example.org") || !s.p.Recovered("example.org").IsZero() {
+			t.Error("a primary that is down is up, or has recovered")
+		}
+		back := time.Now()
+		s.h.set(takes)
+		time.Sleep(time.Minute)
+		if d := s.p.Recovered("example.org").Sub(back); !s.p.Up("example.org") || d < 0 || d > 2*time.Second {
+			t.Errorf("it recovered %v after it did", d)
+		}
+	})
+}
