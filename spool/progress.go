@@ -21,6 +21,7 @@ type destProgress struct {
 	due      time.Time
 	attempts uint32
 	held     bool // by an operator
+	released bool // an operator gave back to the queue what was quarantined
 }
 
 type rcptProgress struct {
@@ -151,7 +152,7 @@ func (p *progress) apply(env *mta.Envelope, dest string, op Op, due, now time.Ti
 		d.held, p.damaged, d.due = false, false, due
 		p.each(env, dest, func(r *rcptProgress) {
 			if r.outcome == mta.Quarantined {
-				r.outcome = mta.Deferred
+				r.outcome, d.released = mta.Deferred, true
 			}
 		})
 	case Reschedule:
@@ -179,8 +180,9 @@ func (p *progress) each(env *mta.Envelope, dest string, f func(r *rcptProgress))
 
 // Bits of the stored flags.
 const (
-	flagDamaged = 1
-	flagHeld    = 1
+	flagDamaged  = 1
+	flagHeld     = 1
+	flagReleased = 2
 )
 
 // Of the text of replies so much is kept, for one recipient and for all of a message: a primary's novel must not fill
@@ -199,7 +201,7 @@ func (p *progress) encode() []byte {
 	e.uint(uint64(len(p.dests)))
 	for i := range p.dests {
 		d := &p.dests[i]
-		e.byte(flagIf(d.held, flagHeld))
+		e.byte(flagIf(d.held, flagHeld) | flagIf(d.released, flagReleased))
 		e.time(d.due)
 		e.uint(uint64(d.attempts))
 	}
@@ -232,7 +234,8 @@ func decodeProgress(b []byte, env *mta.Envelope) (*progress, error) {
 		d.fail(fmt.Errorf("%d destinations, the envelope has %d", n, len(p.dests)))
 	}
 	for i := range p.dests {
-		p.dests[i].held = d.byte()&flagHeld != 0
+		flags := d.byte()
+		p.dests[i].held, p.dests[i].released = flags&flagHeld != 0, flags&flagReleased != 0
 		p.dests[i].due = d.time()
 		p.dests[i].attempts = uint32(d.uint())
 	}

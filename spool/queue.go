@@ -280,7 +280,7 @@ func (q *queue) fill(ref mta.LeaseRef, until time.Time) (mta.Lease, error) {
 	}
 	l := mta.Lease{LeaseRef: ref, Until: until, Size: m.size, Envelope: m.env, Rcpts: p.statuses(m.env, ref.Dest, true)}
 	if d := p.dest(ref.Dest); d != nil {
-		l.Attempts = int(d.attempts)
+		l.Attempts, l.Released = int(d.attempts), d.released
 	}
 	return l, nil
 }

@@ -66,6 +66,7 @@ type Lease struct {
 	LeaseRef
 	Until    time.Time
 	Attempts int   // tries that ended in a reply before this one
+	Released bool  // an operator gave it back to the queue out of quarantine: it was looked at, and is to go
 	Size     int64 // octets of content
 	Envelope *Envelope
 	Rcpts    []RcptStatus // only this destination's, only the deferred

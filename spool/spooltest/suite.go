@@ -465,7 +465,7 @@ func someRecipients(w *world) {
 	}})
 	w.step()
 	l = w.claimOne(org)
-	if len(l.Rcpts) != 2 || l.Rcpts[0].N != 1 || l.Rcpts[1].N != 3 {
+	if len(l.Rcpts) != 2 || l.Rcpts[0].N != 1 || l.Rcpts[1].N != 3 || l.Released {
 		w.Fatalf("recipients %+v, want 1 and 3", l.Rcpts)
 	}
 	w.settle(l, mta.Delivered, time.Time{})
@@ -478,8 +478,13 @@ func someRecipients(w *world) {
 	w.apply(spool.Unhold, 1, spool.Key{ID: env.ID})
 	w.step()
 	l = w.claimOne(org)
-	if len(l.Rcpts) != 1 || l.Rcpts[0].N != 2 {
-		w.Fatalf("recipients %+v, want 2", l.Rcpts)
+	if len(l.Rcpts) != 1 || l.Rcpts[0].N != 2 || !l.Released {
+		w.Fatalf("released %v, recipients %+v, want 2", l.Released, l.Rcpts)
+	}
+	w.settle(l, mta.Deferred, time.Time{})
+	w.step()
+	if l = w.claimOne(org); !l.Released {
+		w.Error("the release was forgotten")
 	}
 	w.settle(l, mta.Delivered, time.Time{})
 	w.step()
