@@ -53,6 +53,7 @@ const (
 	EventListShrunk   = "list_shrunk"        // alarm: a list lost too many recipients at once, and waits for a word
 	EventDamaged      = "message_damaged"    // alarm: a stored message does not match its checksum
 	EventNotDelivered = "primary_refused_us" // alarm: a primary refuses our own session for good
+	EventFilterDown   = "filter_down"        // alarm: a content filter does not answer
 )
 
 // Event is something that an operator wants to hear of though nobody asked.
@@ -69,6 +70,6 @@ type Event struct {
 func Kinds() []string {
 	return []string{
 		EventPrimaryAway, EventFlapping, EventDrained, EventMaintenance, EventRoleLost, EventNoPrimary, EventCertificate,
-		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventDamaged, EventNotDelivered,
+		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventDamaged, EventNotDelivered, EventFilterDown,
 	}
 }

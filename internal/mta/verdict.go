@@ -43,6 +43,7 @@ func (a *Action) UnmarshalText(b []byte) error {
 type Finding struct {
 	Name   string  `json:"name"`             // stable, for weights, statistics and people: "dnsbl:zen.example.org", "spf:fail", "rspamd:reject"
 	Text   string  `json:"text,omitempty"`   // for the log and, where it decides, for the sender
+	Detail string  `json:"detail,omitempty"` // for the log and for operators alone: a filter's symbols, an error
 	Weight float64 `json:"weight,omitempty"` // negative speaks for the message
 	Action Action  `json:"action,omitempty"` // the least that it asks for by itself, whatever the score
 	Status string  `json:"status,omitempty"` // the enhanced status code below 5 and 4 where it decides: "7.23"; empty: "7.1"
