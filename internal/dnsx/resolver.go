@@ -231,6 +231,13 @@ func (r *Resolver) ConfirmedName(ctx context.Context, addr netip.Addr) string {
 
 // lookup answers from the cache or asks, at most once at a time for each question.
 func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (answer, error) {
+	return r.lookupFor(ctx, name, qtype, term{r.cfg.MinTTL, r.cfg.MaxTTL, r.cfg.MaxNegativeTTL})
+}
+
+// term bounds how long an answer is kept.
+type term struct{ least, most, negative time.Duration }
+
+func (r *Resolver) lookupFor(ctx context.Context, name string, qtype uint16, t term) (answer, error) {
 	q, ok := newQuestion(name, qtype)
 	if !ok {
 		return answer{}, notFound(question{name: name, qtype: qtype}, ErrNoName)
@@ -241,7 +248,7 @@ func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (answe
 			return a, a.err
 		}
 		if wait == nil {
-			return r.resolve(ctx, q)
+			return r.resolve(ctx, q, t)
 		}
 		select {
 		case <-wait:
@@ -252,7 +259,7 @@ func (r *Resolver) lookup(ctx context.Context, name string, qtype uint16) (answe
 }
 
 // resolve asks and keeps the answer. What a caller's own impatience ended is not kept.
-func (r *Resolver) resolve(ctx context.Context, q question) (answer, error) {
+func (r *Resolver) resolve(ctx context.Context, q question, t term) (answer, error) {
 	var keep *answer
 	defer func() { r.cache.done(q, keep, time.Now()) }()
 	a, err := r.chase(ctx, q)
@@ -264,9 +271,9 @@ func (r *Resolver) resolve(ctx context.Context, q question) (answer, error) {
 	}
 	if a.err != nil {
 		a.err = notFound(q, a.err)
-		a.ttl = min(max(a.ttl, r.cfg.MinTTL), r.cfg.MaxNegativeTTL)
+		a.ttl = min(max(a.ttl, t.least), t.negative)
 	} else {
-		a.ttl = min(max(a.ttl, r.cfg.MinTTL), r.cfg.MaxTTL)
+		a.ttl = min(max(a.ttl, t.least), t.most)
 	}
 	keep = &a
 	return a, a.err

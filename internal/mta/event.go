@@ -51,6 +51,7 @@ const (
 	EventBreaker      = "breaker_open"       // alarm: a primary refuses far too much, its drain has stopped
 	EventListStale    = "list_stale"         // alarm: a list could not be read for long
 	EventListShrunk   = "list_shrunk"        // alarm: a list lost too many recipients at once, and waits for a word
+	EventListDead     = "dns_list_dead"      // alarm: a DNS list answers as no list does, and is not asked any more
 	EventDamaged      = "message_damaged"    // alarm: a stored message does not match its checksum
 	EventNotDelivered = "primary_refused_us" // alarm: a primary refuses our own session for good
 	EventFilterDown   = "filter_down"        // alarm: a content filter does not answer
@@ -70,6 +71,6 @@ type Event struct {
 func Kinds() []string {
 	return []string{
 		EventPrimaryAway, EventFlapping, EventDrained, EventMaintenance, EventRoleLost, EventNoPrimary, EventCertificate,
-		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventDamaged, EventNotDelivered, EventFilterDown,
+		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventListDead, EventDamaged, EventNotDelivered, EventFilterDown,
 	}
 }
