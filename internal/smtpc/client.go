@@ -16,14 +16,20 @@ import (
 // maxXCLIENT is the most octets of one XCLIENT command.
 const maxXCLIENT = 512
 
-// errClient is in the chain of an error that came of telling who the client was: it is no word about us or the mail.
-var errClient = errors.New("true client refused")
+// ErrClient is in the chain of an error that came of telling who the client was: it is a word about that client, and none
+// about us or the mail.
+var ErrClient = errors.New("true client refused")
 
 // Identified reports that the primary took the client of Options.Client for the one it talks to.
 func (c *Conn) Identified() bool { return c.identified }
 
 // ClientError is why the primary did not take the true client, where it was told; nil otherwise.
 func (c *Conn) ClientError() error { return c.clientErr }
+
+// Identify tells the primary of the client in whose name the session will be used from now on, where XCLIENT is granted to
+// us; it can't be undone. Identified says whether it was taken. An error has ended the session; it is an ErrClient where the
+// primary wants nothing of that client.
+func (c *Conn) Identify(ctx context.Context, p *mta.Peer) error { return c.identify(ctx, p) }
 
 // identify replays the client by XCLIENT, where the primary grants it to us. It comes after STARTTLS, which would make
 // the primary forget it.
@@ -33,6 +39,9 @@ func (c *Conn) identify(ctx context.Context, p *mta.Peer) error {
 	}
 	for _, line := range xclientLines(c.caps.XCLIENT, p) {
 		if _, err := c.exchange(ctx, StepXCLIENT, line); err != nil {
+			if e, ok := errors.AsType[*Error](err); ok && e.Reply != nil && greets(e.Reply.Code) {
+				return c.fail(StepXCLIENT, e.Reply, errors.Join(ErrClient, e.Err))
+			}
 			if c.closed() {
 				return err
 			}
@@ -45,13 +54,16 @@ func (c *Conn) identify(ctx context.Context, p *mta.Peer) error {
 	return c.blameClient(c.hello(ctx))
 }
 
+// greets tells the codes by which a server turns a client away: the answer to XCLIENT is the greeting of that client.
+func greets(code int) bool { return code/100 == 4 || code == 521 || code == 554 }
+
 // blameClient marks a reply that came after the primary was told of the client: it may be a word about that client.
 func (c *Conn) blameClient(err error) error {
 	e, ok := errors.AsType[*Error](err)
 	if !ok || !c.identified || e.Reply == nil {
 		return err
 	}
-	return &Error{Step: e.Step, Addr: e.Addr, Reply: e.Reply, Err: errors.Join(errClient, e.Err)}
+	return &Error{Step: e.Step, Addr: e.Addr, Reply: e.Reply, Err: errors.Join(ErrClient, e.Err)}
 }
 
 // isItself reports that the client is the primary, which would trust itself.

@@ -9,17 +9,11 @@ import (
 
 // sendable tells what stands against sending m over this session; nil if nothing does.
 func (c *Conn) sendable(m *Message) error {
-	switch {
-	case c.caps.SizeLimit > 0 && m.Size > c.caps.SizeLimit:
-		return ErrTooBig
-	case m.Params.RequireTLS && !c.keepsRequireTLS():
-		return ErrNeedsRequireTLS
-	case !c.caps.SMTPUTF8 && needsUTF8(m):
-		return ErrNeedsUTF8
-	case !c.caps.EightBitMIME && strings.EqualFold(m.Params.Body, "8BITMIME") && (m.Content == nil || !isASCII(m.Content)):
+	if err := c.mailable(m); err != nil {
+		return err
+	}
+	if !c.caps.EightBitMIME && announced8Bit(m) && (m.Content == nil || !isASCII(m.Content)) {
 		return ErrNeeds8Bit
-	case !safe(m.From):
-		return ErrUnsafe
 	}
 	for i := range m.Rcpts {
 		if !safe(m.Rcpts[i].Addr) || m.Rcpts[i].Addr.IsNull() {
@@ -31,6 +25,23 @@ func (c *Conn) sendable(m *Message) error {
 	}
 	return nil
 }
+
+// mailable is sendable for what MAIL says.
+func (c *Conn) mailable(m *Message) error {
+	switch {
+	case c.caps.SizeLimit > 0 && m.Size > c.caps.SizeLimit:
+		return ErrTooBig
+	case m.Params.RequireTLS && !c.keepsRequireTLS():
+		return ErrNeedsRequireTLS
+	case !c.caps.SMTPUTF8 && needsUTF8(m):
+		return ErrNeedsUTF8
+	case !safe(m.From):
+		return ErrUnsafe
+	}
+	return nil
+}
+
+func announced8Bit(m *Message) bool { return strings.EqualFold(m.Params.Body, "8BITMIME") }
 
 func needsUTF8(m *Message) bool {
 	if m.Params.SMTPUTF8 || !m.From.IsASCII() {
@@ -68,7 +79,7 @@ func isASCII(b []byte) bool {
 func (c *Conn) mailLine(m *Message) string {
 	var b strings.Builder
 	b.WriteString("MAIL FROM:<" + m.From.String() + ">")
-	if c.caps.Size {
+	if c.caps.Size && m.Size >= 0 {
 		b.WriteString(" SIZE=" + strconv.FormatInt(m.Size, 10))
 	}
 	if body := strings.ToUpper(m.Params.Body); c.caps.EightBitMIME && (body == "7BIT" || body == "8BITMIME") {

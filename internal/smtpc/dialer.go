@@ -87,6 +87,9 @@ type Options struct {
 	// PROXY header where Proxy is set. It must be Conveyable and no address of ours; the Dialer does not check.
 	Client *mta.Peer
 	Proxy  bool
+	// ClientOnly makes it an error (ErrClient) that the primary turns the client away, in place of a session that speaks for
+	// nobody.
+	ClientOnly bool
 }
 
 // wants reports whether step s is to be taken.
@@ -285,7 +288,7 @@ func (d *Dialer) session(ctx context.Context, p mta.Primary, o Options, at diall
 	switch {
 	case noTLS:
 		o.TLS = TLSPolicy{Mode: TLSOff}
-	case errors.Is(err, errClient):
+	case errors.Is(err, ErrClient) && !o.ClientOnly:
 		o.Client = nil
 	default:
 		return nil, err

@@ -14,7 +14,7 @@ type Message struct {
 	From    mta.Path
 	Params  mta.Params
 	Rcpts   []mta.Recipient
-	Size    int64                         // octets of content
+	Size    int64                         // octets of content; below 0: not known, in a Transaction
 	Content []byte                        // all of it; nil if Open is set
 	Open    func() (io.ReadCloser, error) // a stream of Size octets that reports damage before io.EOF
 	Free    func()                        // called once when Content is needed no more; may be nil
