@@ -29,6 +29,16 @@ type Config struct {
 
 	// Learned is what the primaries teach us of their recipients.
 	Learned Learned `yaml:"learned"`
+
+	// AmnesiaWindow is how long after a primary's return its refusal of a recipient that we know is not believed: a
+	// server that was restored with an empty table of users refuses everybody. 0: it is believed at once.
+	AmnesiaWindow time.Duration `yaml:"amnesia_window"`
+
+	// Limits bound what one client network or one sender domain may bring, whatever becomes of it.
+	Limits Limits `yaml:"limits"`
+
+	// Parity says how our verdicts are measured against the primary's.
+	Parity Parity `yaml:"parity"`
 }
 
 // Learned says how long the primaries' own replies to RCPT are remembered, and how they are asked for. Times are those
@@ -58,6 +68,9 @@ func DefaultConfig() Config {
 			MaxEntries: 200_000, PositiveTTL: 31 * day, PositiveRefresh: 7 * day, NegativeTTL: 3 * day,
 			NegativeRefresh: 3 * time.Hour, CalloutsPerMinute: 30,
 		},
+		AmnesiaWindow: 15 * time.Minute,
+		Limits:        defaultLimits(),
+		Parity:        Parity{Sample: 0.1, AlarmBypass: 0.01, AlarmMessages: 50, Keep: 90 * day},
 	}
 }
 
@@ -83,6 +96,11 @@ func (c *Config) Validate() []mta.Fault {
 		}
 		faults = append(faults, below("sources."+name, s.Validate())...)
 	}
+	if c.AmnesiaWindow < 0 || c.AmnesiaWindow > 24*time.Hour {
+		faults = append(faults, mta.NewFault("amnesia_window", "%v is not between 0 and a day", c.AmnesiaWindow))
+	}
+	faults = append(faults, below("limits", c.Limits.Validate())...)
+	faults = append(faults, below("parity", c.Parity.Validate())...)
 	return append(faults, below("learned", c.Learned.Validate())...)
 }
 

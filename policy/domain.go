@@ -33,6 +33,36 @@ type Domain struct {
 	// Unknown says what becomes of a recipient of whom nothing is known: he is in no list, but the lists are not
 	// complete or not fresh, and the primary has not told us of him lately.
 	Unknown Unknown `yaml:"unknown"`
+
+	// WhileUp says what becomes of mail that comes to us while a primary of the domain takes mail.
+	WhileUp WhileUp `yaml:"while_up"`
+}
+
+// WhileUp is what becomes of mail that comes to us while a primary takes mail.
+type WhileUp uint8
+
+// The zero value is the strictest: the primary judges.
+const (
+	InlineWhileUp WhileUp = iota // its own replies are ours, as it gives them; nothing is kept here
+	DeferWhileUp                 // 451, but for who keeps coming back: he may be unable to reach the primary
+	AcceptWhileUp                // judged as if it were down, kept here, and handed over at once
+)
+
+var whileUpNames = [...]string{"inline", "defer", "accept"}
+
+func (w WhileUp) String() string { return whileUpNames[w%3] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (w WhileUp) MarshalText() ([]byte, error) { return []byte(w.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (w *WhileUp) UnmarshalText(b []byte) error {
+	i := slices.Index(whileUpNames[:], string(b))
+	if i < 0 {
+		return fmt.Errorf("want inline, defer or accept, not %q", b)
+	}
+	*w = WhileUp(i)
+	return nil
 }
 
 // Unknown is what becomes of a recipient of whom nothing is known.

@@ -24,6 +24,7 @@ type known struct {
 	views     []*view
 	acceptAll bool
 	unknown   Unknown
+	whileUp   WhileUp
 	lists     string // the domain whose lists hold, the domain itself unless it is an alias
 	complete  bool   // the lists say that who is missing does not exist
 }
@@ -53,7 +54,7 @@ func newState(cfg Config, domains map[string]Domain, files map[string]*set, sour
 	for name, d := range domains {
 		lists := listsOf(name, domains)
 		of := domains[lists]
-		k := &known{acceptAll: of.AcceptAll, unknown: d.Unknown, lists: lists}
+		k := &known{acceptAll: of.AcceptAll, unknown: d.Unknown, whileUp: d.WhileUp, lists: lists}
 		if of.Recipients != "" {
 			k.views = append(k.views, &view{name: of.Recipients, counters: counters[""], set: files[lists], complete: true, read: true})
 		}

@@ -12,6 +12,8 @@ type metrics struct {
 	answers  *prometheus.CounterVec
 	looks    *prometheus.CounterVec
 	callouts *prometheus.CounterVec
+	roads    *prometheus.CounterVec
+	limited  *prometheus.CounterVec
 	fixed    map[string]*verdictCounters // of what decides when no list does
 }
 
@@ -37,6 +39,8 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 		answers:  counter("recipients_total", "Recipients that were decided about, by what decided and how.", "source", "verdict"),
 		looks:    counter("source_looks_total", "Looks at sources of recipients, by source and result (ok, failed).", "source", "result"),
 		callouts: counter("callouts_total", "Questions to primaries about a recipient, by what was learned.", "result"),
+		roads:    counter("roads_total", "Recipients by the way that their mail takes (inline, spooled), or deferred because the primary takes mail itself.", "road"),
+		limited:  counter("limited_total", "Recipients that were put off because their client network or sender domain brings too much, by limit.", "limit"),
 	}
 	m.fixed = map[string]*verdictCounters{}
 	for _, source := range []string{byAlways, byAcceptAll, byUnknown, byRelay, byLearned} {
@@ -45,7 +49,7 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, newAges(p)} {
+	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, m.roads, m.limited, newAges(p)} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("policy: metrics: %w", err)
 		}

@@ -31,6 +31,13 @@ type Deps struct {
 	Callout func(ctx context.Context, domain string, to mta.Path) (mta.Reply, error)
 	// State keeps what was learned over restarts. nil: it is not kept.
 	State State
+	// Up tells whether a primary of a domain takes mail now. nil: none does.
+	Up func(domain string) bool
+	// Fragile tells whether the refusals of a domain's primary are to be doubted: it came back less than AmnesiaWindow
+	// ago, or its breaker is open. nil: never.
+	Fragile func(domain string) bool
+	// Parity is told of our verdict and the primary's reply for the same mail. nil: nobody counts. It must not block.
+	Parity func(mta.Pair)
 }
 
 // Policy decides about mail. Its methods may be called at any time from any goroutine.
@@ -39,6 +46,9 @@ type Policy struct {
 	log     *slog.Logger
 	metrics *metrics
 	learned *learned
+	limits  *limits
+	tuples  *tuples
+	doubts  *doubts
 	wake    chan struct{} // something is due earlier than Run knows
 	state   atomic.Pointer[state]
 
@@ -64,6 +74,7 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Policy, error) {
 		wake = nil
 	}
 	p.learned = newLearned(cfg.Learned, wake)
+	p.limits, p.tuples, p.doubts = newLimits(), newTuples(), newDoubts()
 	var err error
 	if p.metrics, err = newMetrics(d.Metrics, p); err != nil {
 		return nil, err
@@ -118,6 +129,7 @@ func (p *Policy) Load(ctx context.Context) error {
 	p.mu.Unlock()
 	p.lookAt(ctx, now)
 	p.recallLearned(ctx)
+	p.recallTuples(ctx)
 	return nil
 }
 
@@ -277,15 +289,18 @@ func readLists(ctx context.Context, domains map[string]Domain, log *slog.Logger)
 
 // Recipient decides about one RCPT. The recipient that it returns has its destination, and a bare postmaster has got
 // a domain. A *mta.Reply in the error is a refusal; any other error is our own fault.
-func (p *Policy) Recipient(ctx context.Context, _ *mta.Envelope, to mta.Path) (mta.Recipient, error) {
+func (p *Policy) Recipient(ctx context.Context, env *mta.Envelope, to mta.Path) (mta.Recipient, error) {
 	s := p.state.Load()
 	if s == nil {
 		return mta.Recipient{}, errNotLoaded
 	}
-	q := s.place(to)
-	f, reply := p.judge(ctx, s, q, time.Now())
+	q, now := s.place(to), time.Now()
+	f, reply := p.judge(ctx, s, q, now)
 	p.metrics.answer(f)
 	if reply != nil {
+		if q.known != nil {
+			p.limits.guessed(s.cfg.Limits, env, now)
+		}
 		return mta.Recipient{}, reply
 	}
 	return mta.Recipient{Addr: q.to, Dest: q.dest}, nil
@@ -311,16 +326,24 @@ func (s *state) place(to mta.Path) question {
 
 // judge decides, and says what the sender is told unless the recipient is taken.
 func (p *Policy) judge(ctx context.Context, s *state, q question, now time.Time) (finding, *mta.Reply) {
-	if q.known == nil {
-		return finding{verdict: Reject, source: byRelay}, relayRefused(q.dest)
-	}
-	if isRouted(q.local) && !q.known.names(q.local) {
-		return finding{verdict: Reject, source: byRelay},
-			mta.NewReply(550, "5.7.1", "relay not permitted: the address names a way through %s to somewhere else", q.dest)
+	if reply := q.refused(); reply != nil {
+		return finding{verdict: Reject, source: byRelay}, reply
 	}
 	h := p.hear(ctx, s, q.known, q.dest, q.local, now)
 	f := h.decide()
 	return f, f.reply(q.dest)
+}
+
+// refused is what is said to a recipient whose mail would pass through us to somewhere else; nil: he is at a domain of
+// ours.
+func (q *question) refused() *mta.Reply {
+	switch {
+	case q.known == nil:
+		return relayRefused(q.dest)
+	case isRouted(q.local) && !q.known.names(q.local):
+		return mta.NewReply(550, "5.7.1", "relay not permitted: the address names a way through %s to somewhere else", q.dest)
+	}
+	return nil
 }
 
 // relayRefused answers for a domain that is not ours; it is "" for an address literal.

@@ -104,7 +104,7 @@ func (p *Policy) raise(now time.Time) {
 		events = append(events, p.sources[name].events(now)...)
 	}
 	p.mu.Unlock()
-	p.tell(events)
+	p.tell(append(events, p.calm(now)...))
 }
 
 func (p *Policy) tell(events []mta.Event) {
@@ -124,8 +124,10 @@ func (p *Policy) remembering(ctx context.Context) {
 		select {
 		case <-tick.C:
 			p.remember(ctx)
+			p.rememberTuples(ctx)
 		case <-ctx.Done():
 			p.remember(context.WithoutCancel(ctx))
+			p.rememberTuples(context.WithoutCancel(ctx))
 			return
 		}
 	}
