@@ -27,18 +27,19 @@ const (
 
 // Forwarder hands mail over. Run must be running for anything to happen.
 type Forwarder struct {
-	q      Queue
-	routes Routes
-	health Health
-	dialer *smtpc.Dialer
-	log    *slog.Logger
-	m      *metrics
-	memory *semaphore.Weighted // octets of content read ahead
-	lost   error               // Deps.LeaseLost
-	proof  func(*mta.Envelope) Proof
-	sts    *STS
-	events func(mta.Event)           // Deps.Events
-	taken  func(mta.Path, mta.Reply) // Deps.Taken
+	q         Queue
+	routes    Routes
+	health    Health
+	dialer    *smtpc.Dialer
+	log       *slog.Logger
+	m         *metrics
+	memory    *semaphore.Weighted // octets of content read ahead
+	lost      error               // Deps.LeaseLost
+	proof     func(*mta.Envelope) Proof
+	sts       *STS
+	events    func(mta.Event) // Deps.Events
+	ended     func(Ended)     // Deps.Ended
+	hindsight hindsight
 
 	kick    chan struct{}
 	out     leases
@@ -77,9 +78,10 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
 		return nil, errors.New("forwarder: a dependency is missing")
 	}
 	f := &Forwarder{
-		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, proof: d.Proof, sts: d.STS, events: d.Events, taken: d.Taken,
-		memory: semaphore.NewWeighted(int64(cfg.Memory)),
-		kick:   make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
+		q: d.Queue, routes: d.Routes, health: d.Health, log: d.Log, lost: d.LeaseLost, proof: d.Proof, sts: d.STS, events: d.Events, ended: d.Ended,
+		hindsight: hindsight{judge: d.Hindsight, after: d.HindsightAfter},
+		memory:    semaphore.NewWeighted(int64(cfg.Memory)),
+		kick:      make(chan struct{}, 1), out: leases{out: make(map[*job]struct{})},
 		cfg: cfg, domains: domains, active: make(map[string]*route), homes: make(map[string]home), looking: make(map[string]struct{}),
 		hosts: make(map[string]*host), flushes: make(map[string]*flush), suspects: make(map[mta.ID]int), held: make(map[string]struct{}), fresh: make(map[string][]mta.ID),
 	}

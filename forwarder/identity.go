@@ -13,29 +13,38 @@ import (
 // interfacesFor is how long the addresses of this host are taken for granted.
 const interfacesFor = time.Minute
 
+// way is how one set of primaries is spoken to.
+type way struct {
+	f      *Forwarder
+	tiers  [][]mta.Primary
+	dom    Domain          // settings of its domains
+	tls    smtpc.TLSPolicy // set before the first session
+	domain string          // the first of its domains; the only one where they can't share
+}
+
 // identity tells whom a delivery's session speaks for: the key that it shares with others of the same client, and the
 // client; none where the primary is not told.
-func (r *route) identity(env *mta.Envelope) (key string, client *mta.Peer) {
-	if r.dom.ClientIdentity == "headers" || !env.Peer.Addr.IsValid() {
+func (w *way) identity(env *mta.Envelope) (key string, client *mta.Peer) {
+	if w.dom.ClientIdentity == "headers" || !env.Peer.Addr.IsValid() {
 		return "", nil
 	}
-	if !r.proxies() && r.alike() {
+	if !w.proxies() && w.alike() {
 		return "", nil
 	}
 	p := &env.Peer
-	if !r.conveyable(p) {
+	if !w.conveyable(p) {
 		return "", nil
 	}
 	return fmt.Sprintf("%s %s %s %t", p.Addr.Addr(), p.Name, p.Helo, p.Proto == "SMTP"), p
 }
 
-func (r *route) proxies() bool { return r.dom.ClientIdentity == "proxy_v2" }
+func (w *way) proxies() bool { return w.dom.ClientIdentity == "proxy_v2" }
 
 // alike reports that every primary of the route is known not to grant XCLIENT.
-func (r *route) alike() bool {
-	for _, tier := range r.tiers {
+func (w *way) alike() bool {
+	for _, tier := range w.tiers {
 		for _, p := range tier {
-			if !r.f.host(p.String()).alike() {
+			if !w.f.host(p.String()).alike() {
 				return false
 			}
 		}
@@ -44,19 +53,19 @@ func (r *route) alike() bool {
 }
 
 // conveyable reports that the primaries may be told of a client: none of ours and none of theirs, whom they might trust.
-func (r *route) conveyable(p *mta.Peer) bool {
+func (w *way) conveyable(p *mta.Peer) bool {
 	a := p.Addr.Addr().Unmap()
-	if a == p.Local.Addr().Unmap() || r.f.isOurs(a) {
+	if a == p.Local.Addr().Unmap() || w.f.isOurs(a) {
 		return false
 	}
-	for _, tier := range r.tiers {
+	for _, tier := range w.tiers {
 		for _, x := range tier {
 			if x.Host == a.String() {
 				return false
 			}
 		}
 	}
-	return smtpc.Conveyable(a) || r.f.config().AllowPrivateClients
+	return smtpc.Conveyable(a) || w.f.config().AllowPrivateClients
 }
 
 // isOurs reports an address of this host.

@@ -17,6 +17,8 @@ type job struct {
 	key   string    // of the sessions that may carry it
 	peer  *mta.Peer // whom the primary is told of; nil: nobody
 	fresh bool      // it goes before the backlog
+	// hindsight is what was made of it when it had waited; nil: it was not judged again.
+	hindsight *mta.Verdict
 	until time.Time // end of the lease; guarded by leases.mu
 }
 

@@ -19,6 +19,8 @@ const (
 
 // load claims mail for the route and puts it on the shelf, destinations by turns, until the route ends.
 func (r *route) load(ctx context.Context) {
+	var judging sync.WaitGroup
+	defer judging.Wait()
 	for {
 		dest, n, ok := r.turn()
 		if !ok {
@@ -29,7 +31,7 @@ func (r *route) load(ctx context.Context) {
 			r.f.fault(ctx, "spool: claim", err)
 		}
 		if len(leases) > 0 {
-			r.stock(ctx, leases, fresh)
+			r.stock(ctx, &judging, leases, fresh)
 		}
 		r.turned(dest, len(leases) == 0)
 	}
@@ -39,7 +41,7 @@ func (r *route) load(ctx context.Context) {
 func (r *route) turn() (dest string, n int, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for !r.done && (!r.open || len(r.ring) == 0 || r.shelf.n >= r.shelfMax() || r.out >= outMax) {
+	for !r.done && (!r.open || len(r.ring) == 0 || r.ahead() >= r.shelfMax() || r.out >= outMax) {
 		r.cond.Wait()
 	}
 	if r.done {
@@ -48,7 +50,7 @@ func (r *route) turn() (dest string, n int, ok bool) {
 	r.loading = true
 	dest = r.ring[0]
 	r.again[dest] = false
-	return dest, min(quantum, r.shelfMax()-r.shelf.n, outMax-r.out), true
+	return dest, min(quantum, r.shelfMax()-r.ahead(), outMax-r.out), true
 }
 
 // turned ends a turn. A destination that had nothing leaves the ring, unless something came for it meanwhile.
@@ -88,8 +90,9 @@ func (r *route) claim(ctx context.Context, dest string, n int) (leases []mta.Lea
 	return append(leases, due...), fresh, err
 }
 
-// stock makes jobs of leases, reads their contents, and puts them on the shelf in their order.
-func (r *route) stock(ctx context.Context, leases []mta.Lease, fresh int) {
+// stock makes jobs of leases, reads their contents, and puts them on the shelf in their order: at once, or what is to be
+// judged again when that was done.
+func (r *route) stock(ctx context.Context, judging *sync.WaitGroup, leases []mta.Lease, fresh int) {
 	jobs := make([]*job, len(leases))
 	for i := range leases {
 		jobs[i] = r.newJob(leases[i])
@@ -111,34 +114,66 @@ func (r *route) stock(ctx context.Context, leases []mta.Lease, fresh int) {
 		})
 	}
 	wg.Wait()
+	var ready, doubtful []*job
+	now := time.Now()
+	for _, j := range jobs {
+		switch {
+		case j == nil:
+		case r.f.hindsight.wants(&j.lease, now):
+			doubtful = append(doubtful, j)
+		default:
+			ready = append(ready, j)
+		}
+	}
+	r.mu.Lock()
+	r.judging += len(doubtful)
+	r.mu.Unlock()
+	r.shelve(ready)
+	for _, j := range doubtful {
+		judging.Go(func() { r.judge(ctx, j) })
+	}
+}
+
+// judge has one job judged again and puts it where it belongs then.
+func (r *route) judge(ctx context.Context, j *job) {
+	r.judges <- struct{}{}
+	r.mu.Lock()
+	open := r.open
+	r.mu.Unlock()
+	held := open && r.reconsider(ctx, j)
+	<-r.judges
+	if held {
+		r.hold(j)
+	} else {
+		r.shelve([]*job{j})
+	}
+	r.mu.Lock()
+	r.judging--
+	r.mu.Unlock()
+	r.cond.Signal()
+	r.signal()
+}
+
+// shelve puts jobs on the shelf, or gives them back if the route has closed meanwhile.
+func (r *route) shelve(jobs []*job) {
 	r.mu.Lock()
 	open := r.open
 	for _, j := range jobs {
-		if j != nil && j.key != "" {
+		if j.key != "" {
 			r.keyed = true
 		}
-		if open && j != nil {
+		if open {
 			r.shelf.put(j, j.fresh)
 		}
 	}
-	if open {
+	if open && len(jobs) > 0 {
 		r.tellMore()
 	}
 	r.mu.Unlock()
 	if !open {
-		r.giveBack(compact(jobs))
+		r.giveBack(jobs)
 	}
 	r.signal()
-}
-
-func compact(jobs []*job) []*job {
-	var some []*job
-	for _, j := range jobs {
-		if j != nil {
-			some = append(some, j)
-		}
-	}
-	return some
 }
 
 func (r *route) newJob(l mta.Lease) *job {

@@ -11,9 +11,18 @@ import (
 // plan is what follows from one try of a delivery.
 type plan struct {
 	results []mta.RcptResult
+	steps   []smtpc.Step // at which the primary said each result; none: it did not
 	next    time.Time // of what stays deferred; zero: at once
 	release bool      // no attempt was made of it: back to the queue, not before next
 	alert   string    // what an operator should know, beside the results
+}
+
+// step is where the primary said the i-th result.
+func (p *plan) step(i int) smtpc.Step {
+	if i < len(p.steps) {
+		return p.steps[i]
+	}
+	return smtpc.StepNone
 }
 
 // try is what is known of one try.
@@ -63,6 +72,7 @@ func (c *Config) answered(t try) plan {
 			tooMany = tooMany || a.Step == smtpc.StepRCPT && (a.Reply.Code == 452 || a.Reply.Code == 552)
 		}
 		p.results = append(p.results, mta.RcptResult{N: t.lease.Rcpts[i].N, Outcome: out, Reply: a.Reply, Primary: t.primary})
+		p.steps = append(p.steps, a.Step)
 	}
 	if !deferred {
 		return p
@@ -85,6 +95,7 @@ func (c *Config) expired(t try, p plan) plan {
 	for i := range p.results {
 		if r := &p.results[i]; r.Outcome == mta.Deferred {
 			r.Outcome, r.Reply = mta.Quarantined, expiredReply(t.expire, r.Reply)
+			p.steps[i] = smtpc.StepNone
 		}
 	}
 	p.alert = "expired"

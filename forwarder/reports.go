@@ -39,6 +39,9 @@ func (f *Forwarder) returns(ctx context.Context, x *settled) []mta.Report {
 	}
 	env := x.j.lease.Envelope
 	proof := f.proof(env)
+	if v := x.j.hindsight; v != nil && v.Action != mta.Accept {
+		proof.Clean = false
+	}
 	var told []int
 	for i := range x.p.results {
 		r := &x.p.results[i]

@@ -20,13 +20,10 @@ const (
 
 // route is the way to one set of primaries while it has work. Its run ends when there is none, or no gate is open.
 type route struct {
-	f      *Forwarder
+	way
 	name   string
-	tiers  [][]mta.Primary
-	dom    Domain          // settings of its domains
-	tls    smtpc.TLSPolicy // set by run
-	domain string          // the first of its domains; the only one where they can't share
-	wake   chan struct{}   // something changed that run looks at; holds one
+	wake   chan struct{} // something changed that run looks at; holds one
+	judges chan struct{} // holds those who judge now
 
 	mu       sync.Mutex
 	cond     *sync.Cond      // the loader waits here
@@ -39,6 +36,7 @@ type route struct {
 	open     bool          // a gate is open and we are not stopping
 	done     bool          // run has ended
 	loading  bool          // the loader is at work
+	judging  int           // jobs that are judged again before they go on the shelf
 	ramp     ramp
 	live     map[*session]struct{}
 	sessions int                 // of live, those that count
@@ -55,7 +53,8 @@ type route struct {
 // newRoute makes the route of a destination; f.mu is held.
 func newRoute(f *Forwarder, name string, to mta.Route, dom Domain, dest string) *route {
 	r := &route{
-		f: f, name: name, tiers: to.Tiers, dom: dom, domain: dest, wake: make(chan struct{}, 1), more: make(chan struct{}), again: make(map[string]bool),
+		way: way{f: f, tiers: to.Tiers, dom: dom, domain: dest}, name: name, wake: make(chan struct{}, 1), judges: make(chan struct{}, judges),
+		more: make(chan struct{}), again: make(map[string]bool),
 		ramp: newRamp(f.cfg.Sessions), live: make(map[*session]struct{}), dialing: make(map[string]int), busy: make(map[mta.Primary]int),
 		open: true, opened: time.Now(),
 		messages: pace{rate: f.cfg.MessagesPerSecond}, bytes: pace{rate: float64(f.cfg.BytesPerSecond)},
@@ -168,6 +167,9 @@ func (r *route) writeOff(s *session) {
 	}
 }
 
+// ahead counts the jobs that are read ahead of the wire. r.mu is held.
+func (r *route) ahead() int { return r.shelf.n + r.judging }
+
 // shelfMax is how many jobs may be read ahead. r.mu is held.
 func (r *route) shelfMax() int {
 	if r.keyed {
@@ -208,7 +210,7 @@ func (r *route) giveBack(jobs []*job) {
 func (r *route) over() bool {
 	r.f.mu.Lock()
 	r.mu.Lock()
-	idle := len(r.live) == 0 && !r.loading && r.shelf.n == 0
+	idle := len(r.live) == 0 && !r.loading && r.ahead() == 0
 	if r.added || !idle || r.open && len(r.ring) > 0 {
 		r.mu.Unlock()
 		r.f.mu.Unlock()

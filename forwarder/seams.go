@@ -44,6 +44,20 @@ type Health interface {
 	Observe(primary string, err error)
 }
 
+// Ended is what became of one recipient in one try.
+type Ended struct {
+	Envelope *mta.Envelope
+	Rcpt     mta.Recipient
+	// Outcome is where the recipient stands now. Deferred with a 5yz reply is a refusal that was not believed: of a primary
+	// that refused far too much, or one that was not about the recipient.
+	Outcome mta.Outcome
+	Reply   mta.Reply
+	// Step is where the primary said it: StepMAIL, StepRCPT, StepDATA or StepFinal, which is about content. StepNone: the
+	// primary did not; the message expired, can't be sent there, or was held by Hindsight.
+	Step      smtpc.Step
+	Hindsight *mta.Verdict // what Hindsight said before it was sent; nil: it was not asked
+}
+
 // Deps are what the forwarder works with. Queue, Routes, Health, Dialer and Log are required.
 type Deps struct {
 	Queue   Queue
@@ -54,8 +68,13 @@ type Deps struct {
 	Metrics prometheus.Registerer
 	// LeaseLost is in the chain of what Settle says when someone else has the delivery by now: trying again is of no use.
 	LeaseLost error
-	// Taken hears of each recipient that a primary took a message for; nil: nobody. It must not wait.
-	Taken func(to mta.Path, r mta.Reply)
+	// Ended hears of each recipient's end or deferral, once it was stored; nil: nobody. It must not wait.
+	Ended func(Ended)
+	// Hindsight judges once more what has waited longer than HindsightAfter, before it is sent: what is to be rejected or
+	// quarantined is held where an operator sees it; whatever else it says, an error too, the message goes. The content is not
+	// to be used after it returned. nil, or no time: nobody is asked. What an operator has released is not judged again.
+	Hindsight      func(ctx context.Context, env *mta.Envelope, c mta.Content) (*mta.Verdict, error)
+	HindsightAfter func() time.Duration
 	// Events tells the operator; nil: nobody. It must not wait.
 	Events func(mta.Event)
 	// STS knows MTA-STS policies, for domains that want them.

@@ -163,9 +163,6 @@ func (f *Forwarder) report(ctx context.Context, x settled) {
 		switch r.Outcome {
 		case mta.Delivered:
 			f.m.delay.Observe(now.Sub(env.Received).Seconds())
-			if f.taken != nil {
-				f.taken(x.j.msg.Rcpts[i].Addr, r.Reply)
-			}
 		case mta.Returned:
 			what = "returned"
 		case mta.Quarantined:
@@ -182,5 +179,8 @@ func (f *Forwarder) report(ctx context.Context, x settled) {
 			attrs = append(attrs, slog.Time("next", x.p.next))
 		}
 		f.log.LogAttrs(ctx, level, what, attrs...)
+		if f.ended != nil {
+			f.ended(Ended{Envelope: env, Rcpt: x.j.msg.Rcpts[i], Outcome: r.Outcome, Reply: r.Reply, Step: x.p.step(i), Hindsight: x.j.hindsight})
+		}
 	}
 }

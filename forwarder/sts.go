@@ -224,18 +224,18 @@ func parseSTS(text string, now time.Time) (stsPolicy, error) {
 }
 
 // tlsTo is what a session with a primary of the route asks of TLS.
-func (r *route) tlsTo(ctx context.Context, host string) (smtpc.TLSPolicy, error) {
-	if r.dom.TLS != "mta-sts" {
-		return r.tls, nil
+func (w *way) tlsTo(ctx context.Context, host string) (smtpc.TLSPolicy, error) {
+	if w.dom.TLS != "mta-sts" {
+		return w.tls, nil
 	}
-	p := r.f.sts.policy(ctx, r.domain)
+	p := w.f.sts.policy(ctx, w.domain)
 	if !p.enforced(time.Now()) {
-		return r.tls, nil
+		return w.tls, nil
 	}
 	if !p.names(host) {
-		return r.tls, &smtpc.Error{Step: smtpc.StepSTARTTLS, Err: errSTS}
+		return w.tls, &smtpc.Error{Step: smtpc.StepSTARTTLS, Err: errSTS}
 	}
-	t := r.tls
+	t := w.tls
 	t.Mode, t.Names = smtpc.TLSVerify, []string{host}
 	return t, nil
 }

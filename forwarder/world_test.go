@@ -98,6 +98,7 @@ type world struct {
 	domains map[string]Domain
 	proof   func(*mta.Envelope) Proof
 	sts     *STS
+	deps    func(*Deps) // sets what else is wanted
 }
 
 // lines is a log that a test can read.
@@ -140,8 +141,12 @@ func (w *world) start() {
 	if _, ok := w.t.(*testing.B); ok {
 		level = slog.LevelWarn
 	}
-	f, err := New(w.cfg, w.domains, Deps{Queue: q, Routes: w.routes, Health: w.gates, Dialer: w.dialer, LeaseLost: spool.ErrLeaseLost, Proof: w.proof, STS: w.sts,
-		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: level}))})
+	d := Deps{Queue: q, Routes: w.routes, Health: w.gates, Dialer: w.dialer, LeaseLost: spool.ErrLeaseLost, Proof: w.proof, STS: w.sts,
+		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: level}))}
+	if w.deps != nil {
+		w.deps(&d)
+	}
+	f, err := New(w.cfg, w.domains, d)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -19,7 +19,6 @@ import (
 	"understudy/internal/alert"
 	"understudy/internal/config"
 	"understudy/internal/dnsx"
-	"understudy/internal/mta"
 	"understudy/internal/smtpc"
 	"understudy/policy"
 	"understudy/spool"
@@ -125,7 +124,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	d.fwd, err = forwarder.New(cfg.Forwarder, cfg.ForwarderDomains(), forwarder.Deps{
 		Queue: d.store, Routes: d.prober, Health: d.prober, Dialer: d.dialer, LeaseLost: spool.ErrLeaseLost,
 		STS:    &forwarder.STS{TXT: resolver.LookupTXT, Keep: d.tables},
-		Events: d.alerts.Raise, Taken: func(to mta.Path, r mta.Reply) { d.policy.Learn(to, r, policy.ByDelivery) },
+		Events: d.alerts.Raise, Ended: d.ended, Proof: proof,
 		Log: log, Metrics: reg,
 	})
 	if err != nil {

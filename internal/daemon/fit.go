@@ -18,6 +18,7 @@ import (
 	"understudy/internal/dnsx"
 	"understudy/internal/mta"
 	"understudy/internal/smtpc"
+	"understudy/policy"
 	"understudy/spool"
 )
 
@@ -55,6 +56,21 @@ func (s *intake) Put(ctx context.Context, env *mta.Envelope, body io.Reader) err
 	}
 	s.fwd.Arrived(env.ID, dests...)
 	return nil
+}
+
+// ended learns from the drain which recipients exist. A refusal that the forwarder did not believe teaches nothing.
+func (d *Daemon) ended(e forwarder.Ended) {
+	switch {
+	case e.Outcome == mta.Delivered:
+		d.policy.Learn(e.Rcpt.Addr, e.Reply, policy.ByDelivery)
+	case e.Step == smtpc.StepRCPT && e.Reply.Permanent() && e.Outcome != mta.Deferred:
+		d.policy.Learn(e.Rcpt.Addr, e.Reply, policy.ByRcpt)
+	}
+}
+
+// proof is what a message's verdict at receipt says for whoever would be sent a report.
+func proof(env *mta.Envelope) forwarder.Proof {
+	return forwarder.Proof{Authentic: env.Verdict.Authentic(), Clean: env.Verdict != nil && env.Verdict.Action == mta.Accept}
 }
 
 // callout asks a domain's primary about a recipient, as a delivery would begin: nothing is sent.
