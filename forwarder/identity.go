@@ -13,8 +13,8 @@ import (
 // interfacesFor is how long the addresses of this host are taken for granted.
 const interfacesFor = time.Minute
 
-// way is how one set of primaries is spoken to.
-type way struct {
+// road is how one set of primaries is spoken to.
+type road struct {
 	f      *Forwarder
 	tiers  [][]mta.Primary
 	dom    Domain          // settings of its domains
@@ -24,27 +24,27 @@ type way struct {
 
 // identity tells whom a delivery's session speaks for: the key that it shares with others of the same client, and the
 // client; none where the primary is not told.
-func (w *way) identity(env *mta.Envelope) (key string, client *mta.Peer) {
-	if w.dom.ClientIdentity == "headers" || !env.Peer.Addr.IsValid() {
+func (r *road) identity(env *mta.Envelope) (key string, client *mta.Peer) {
+	if r.dom.ClientIdentity == "headers" || !env.Peer.Addr.IsValid() {
 		return "", nil
 	}
-	if !w.proxies() && w.alike() {
+	if !r.proxies() && r.alike() {
 		return "", nil
 	}
 	p := &env.Peer
-	if !w.conveyable(p) {
+	if !r.conveyable(p) {
 		return "", nil
 	}
 	return fmt.Sprintf("%s %s %s %t", p.Addr.Addr(), p.Name, p.Helo, p.Proto == "SMTP"), p
 }
 
-func (w *way) proxies() bool { return w.dom.ClientIdentity == "proxy_v2" }
+func (r *road) proxies() bool { return r.dom.ClientIdentity == "proxy_v2" }
 
 // alike reports that every primary of the route is known not to grant XCLIENT.
-func (w *way) alike() bool {
-	for _, tier := range w.tiers {
+func (r *road) alike() bool {
+	for _, tier := range r.tiers {
 		for _, p := range tier {
-			if !w.f.host(p.String()).alike() {
+			if !r.f.host(p.String()).alike() {
 				return false
 			}
 		}
@@ -53,19 +53,19 @@ func (w *way) alike() bool {
 }
 
 // conveyable reports that the primaries may be told of a client: none of ours and none of theirs, whom they might trust.
-func (w *way) conveyable(p *mta.Peer) bool {
+func (r *road) conveyable(p *mta.Peer) bool {
 	a := p.Addr.Addr().Unmap()
-	if a == p.Local.Addr().Unmap() || w.f.isOurs(a) {
+	if a == p.Local.Addr().Unmap() || r.f.isOurs(a) {
 		return false
 	}
-	for _, tier := range w.tiers {
+	for _, tier := range r.tiers {
 		for _, x := range tier {
 			if x.Host == a.String() {
 				return false
 			}
 		}
 	}
-	return smtpc.Conveyable(a) || w.f.config().AllowPrivateClients
+	return smtpc.Conveyable(a) || r.f.config().AllowPrivateClients
 }
 
 // isOurs reports an address of this host.

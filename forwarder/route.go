@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"understudy/internal/mta"
-	"understudy/internal/smtpc"
 )
 
 const (
@@ -20,7 +19,7 @@ const (
 
 // route is the way to one set of primaries while it has work. Its run ends when there is none, or no gate is open.
 type route struct {
-	way
+	road
 	name   string
 	wake   chan struct{} // something changed that run looks at; holds one
 	judges chan struct{} // holds those who judge now
@@ -53,7 +52,7 @@ type route struct {
 // newRoute makes the route of a destination; f.mu is held.
 func newRoute(f *Forwarder, name string, to mta.Route, dom Domain, dest string) *route {
 	r := &route{
-		way: way{f: f, tiers: to.Tiers, dom: dom, domain: dest}, name: name, wake: make(chan struct{}, 1), judges: make(chan struct{}, judges),
+		road: road{f: f, tiers: to.Tiers, dom: dom, domain: dest}, name: name, wake: make(chan struct{}, 1), judges: make(chan struct{}, judges),
 		more: make(chan struct{}), again: make(map[string]bool),
 		ramp: newRamp(f.cfg.Sessions), live: make(map[*session]struct{}), dialing: make(map[string]int), busy: make(map[mta.Primary]int),
 		open: true, opened: time.Now(),

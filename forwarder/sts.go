@@ -224,18 +224,18 @@ func parseSTS(text string, now time.Time) (stsPolicy, error) {
 }
 
 // tlsTo is what a session with a primary of the route asks of TLS.
-func (w *way) tlsTo(ctx context.Context, host string) (smtpc.TLSPolicy, error) {
-	if w.dom.TLS != "mta-sts" {
-		return w.tls, nil
+func (r *road) tlsTo(ctx context.Context, host string) (smtpc.TLSPolicy, error) {
+	if r.dom.TLS != "mta-sts" {
+		return r.tls, nil
 	}
-	p := w.f.sts.policy(ctx, w.domain)
+	p := r.f.sts.policy(ctx, r.domain)
 	if !p.enforced(time.Now()) {
-		return w.tls, nil
+		return r.tls, nil
 	}
 	if !p.names(host) {
-		return w.tls, &smtpc.Error{Step: smtpc.StepSTARTTLS, Err: errSTS}
+		return r.tls, &smtpc.Error{Step: smtpc.StepSTARTTLS, Err: errSTS}
 	}
-	t := w.tls
+	t := r.tls
 	t.Mode, t.Names = smtpc.TLSVerify, []string{host}
 	return t, nil
 }
