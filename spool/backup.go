@@ -16,7 +16,7 @@ import (
 // A backup is a tar file: backup.json; for each message ID/record, ID/progress if it has some, and ID/content; at last
 // end.json, without which it is not whole.
 const (
-	backupVersion = 1
+	backupVersion = 2
 	backupHead    = "backup.json"
 	backupEnd     = "end.json"
 )

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 // Versions of the two records. A reader takes all versions up to its own; docs/spool-format.md lists them.
 const (
-	messageVersion  = 1
+	messageVersion  = 2
 	progressVersion = 1
 )
 
@@ -33,6 +34,14 @@ func (e *enc) uint(v uint64)   { *e = binary.AppendUvarint(*e, v) }
 func (e *enc) int(v int64)     { *e = binary.AppendVarint(*e, v) }
 func (e *enc) string(s string) { e.uint(uint64(len(s))); *e = append(*e, s...) }
 func (e *enc) path(p mta.Path) { e.string(p.Local); e.string(p.Domain) }
+
+// float keeps a number; what is none counts as 0.
+func (e *enc) float(f float64) {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		f = 0
+	}
+	*e = binary.BigEndian.AppendUint64(*e, math.Float64bits(f))
+}
 
 // time keeps nanoseconds; 0 is the zero time, which no message can have been received at.
 func (e *enc) time(t time.Time) {
@@ -116,6 +125,20 @@ func (d *dec) bytes() []byte {
 	return b
 }
 
+func (d *dec) float() float64 {
+	if len(d.b) < 8 {
+		d.fail(errShort)
+		return 0
+	}
+	f := math.Float64frombits(binary.BigEndian.Uint64(d.b))
+	d.b = d.b[8:]
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		d.fail(errors.New("a score is not a number"))
+		return 0
+	}
+	return f
+}
+
 func (d *dec) string() string { return string(d.bytes()) }
 
 func (d *dec) path() mta.Path { return mta.Path{Local: d.string(), Domain: d.string()} }
@@ -163,6 +186,7 @@ const (
 	flagSMTPUTF8
 	flagRequireTLS
 	flagEarly
+	flagVerdict
 )
 
 // encode gives the commit record.
@@ -184,7 +208,7 @@ func (m *message) encode() []byte {
 
 func (e *enc) envelope(env *mta.Envelope) {
 	e.byte(flagIf(env.Peer.TLS != nil, flagTLS) | flagIf(env.Params.SMTPUTF8, flagSMTPUTF8) |
-		flagIf(env.Params.RequireTLS, flagRequireTLS) | flagIf(env.Peer.Early, flagEarly))
+		flagIf(env.Params.RequireTLS, flagRequireTLS) | flagIf(env.Peer.Early, flagEarly) | flagIf(env.Verdict != nil, flagVerdict))
 	e.string(env.Node)
 	e.addr(env.Peer.Addr)
 	e.addr(env.Peer.Local)
@@ -208,6 +232,52 @@ func (e *enc) envelope(env *mta.Envelope) {
 		e.byte(byte(r.Notify))
 		e.string(r.Dest)
 	}
+	if env.Verdict != nil {
+		e.verdict(env.Verdict)
+	}
+}
+
+// Of a verdict so much is kept: what others say of a message must not fill the disk, and has to fit into one commit.
+const (
+	maxFindings    = 100
+	maxSignatures  = 100
+	maxVerdictText = 1024
+)
+
+func (e *enc) verdict(v *mta.Verdict) {
+	e.byte(byte(v.Action))
+	e.float(v.Score)
+	e.time(v.At)
+	findings := v.Findings[:min(len(v.Findings), maxFindings)]
+	e.uint(uint64(len(findings)))
+	for i := range findings {
+		f := &findings[i]
+		e.string(clip(f.Name, maxVerdictText))
+		e.string(clip(f.Text, maxVerdictText))
+		e.string(clip(f.Detail, maxVerdictText))
+		e.float(f.Weight)
+		e.byte(byte(f.Action))
+		e.string(clip(f.Status, maxVerdictText))
+	}
+	e.authResult(&v.Auth.SPF)
+	e.authResult(&v.Auth.Helo)
+	e.authResult(&v.Auth.DMARC)
+	e.byte(flagIf(v.Auth.Aligned, flagAligned))
+	signatures := v.Auth.DKIM[:min(len(v.Auth.DKIM), maxSignatures)]
+	e.uint(uint64(len(signatures)))
+	for i := range signatures {
+		e.authResult(&signatures[i])
+	}
+}
+
+// flagAligned marks a verdict whose message is proved to be from the domain of its From field.
+const flagAligned = 1
+
+func (e *enc) authResult(r *mta.AuthResult) {
+	e.string(clip(r.Result, maxVerdictText))
+	e.string(clip(r.Domain, maxVerdictText))
+	e.string(clip(r.Selector, maxVerdictText))
+	e.string(clip(r.Reason, maxVerdictText))
 }
 
 // decodeMessage reads a commit record.
@@ -265,4 +335,34 @@ func (d *dec) envelope(env *mta.Envelope) {
 		}
 		env.Rcpts = append(env.Rcpts, r)
 	}
+	if flags&flagVerdict != 0 {
+		env.Verdict = d.verdict()
+	}
+}
+
+func (d *dec) verdict() *mta.Verdict {
+	v := &mta.Verdict{Action: d.action(), Score: d.float(), At: d.time()}
+	for range d.count() {
+		v.Findings = append(v.Findings, mta.Finding{
+			Name: d.string(), Text: d.string(), Detail: d.string(), Weight: d.float(), Action: d.action(), Status: d.string(),
+		})
+		if d.err != nil {
+			return nil
+		}
+	}
+	v.Auth.SPF, v.Auth.Helo, v.Auth.DMARC = d.authResult(), d.authResult(), d.authResult()
+	v.Auth.Aligned = d.byte()&flagAligned != 0
+	for range d.count() {
+		v.Auth.DKIM = append(v.Auth.DKIM, d.authResult())
+		if d.err != nil {
+			return nil
+		}
+	}
+	return v
+}
+
+func (d *dec) action() mta.Action { return mta.Action(d.byte()) }
+
+func (d *dec) authResult() mta.AuthResult {
+	return mta.AuthResult{Result: d.string(), Domain: d.string(), Selector: d.string(), Reason: d.string()}
 }

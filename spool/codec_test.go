@@ -32,6 +32,8 @@ func fillValue(t *testing.T, v reflect.Value, n *int) {
 		v.SetInt(int64(*n))
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		v.SetUint(uint64(*n%100 + 1))
+	case reflect.Float64:
+		v.SetFloat(float64(*n) / 8)
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		fillValue(t, v.Elem(), n)
@@ -109,6 +111,8 @@ func TestALaterRecordIsRefused(t *testing.T) {
 
 func FuzzDecodeMessage(f *testing.F) {
 	env := testEnvelope("a@example.org", "b@example.net")
+	f.Add((&message{env: env, size: 10}).encode())
+	env.Verdict = &mta.Verdict{Action: mta.Quarantine, Findings: []mta.Finding{{Name: "rspamd:reject", Text: "spam"}}}
 	f.Add((&message{env: env, size: 10}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeMessage(b)

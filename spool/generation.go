@@ -13,7 +13,7 @@ import (
 )
 
 // generationVersion is the version of a generation's folder: its files and the keys in its database.
-const generationVersion = 1
+const generationVersion = 2
 
 // Files beside Badger's own in a generation's folder.
 const (

@@ -98,17 +98,21 @@ func (m *Memory) put(ctx context.Context, env *mta.Envelope, p *progress, body i
 		return err
 	}
 	defer m.leave()
-	m.arrived(env, p, m.disk.add(env, content), int64(len(content)))
+	m.arrived(env, p, m.disk.add(env, p, content), int64(len(content)))
 	return nil
 }
 
-func (d *memoryDisk) add(env *mta.Envelope, content []byte) loc {
+func (d *memoryDisk) add(env *mta.Envelope, p *progress, content []byte) loc {
 	msg := message{size: int64(len(content)), sum: checksum(content), env: env}
+	row := &memoryRow{record: msg.encode(), body: content}
+	if p != nil {
+		row.progress = p.encode()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.next++
 	at := loc{seq: d.next}
-	d.rows[at] = &memoryRow{record: msg.encode(), body: content}
+	d.rows[at] = row
 	return at
 }
 
@@ -128,7 +132,7 @@ func (m *Memory) persist(changes []*change) {
 	for _, c := range changes {
 		for i := range c.reports {
 			r := &c.reports[i]
-			c.repAt = append(c.repAt, m.disk.add(r.Envelope, r.Content))
+			c.repAt = append(c.repAt, m.disk.add(r.Envelope, nil, r.Content))
 		}
 		m.disk.mu.Lock()
 		if c.p == nil {

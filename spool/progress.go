@@ -41,6 +41,31 @@ func begin(env *mta.Envelope) *progress {
 	return p
 }
 
+// arrive is the progress of a message at its receipt; nil if that is its beginning. What our own verdict quarantines is
+// held from the first moment on, and the reply that its sender was spared is the reason.
+func arrive(env *mta.Envelope, now time.Time) *progress {
+	if env.Verdict == nil || env.Verdict.Action != mta.Quarantine {
+		return nil
+	}
+	refusal := mta.Verdict{Action: mta.Reject, Findings: env.Verdict.Findings}
+	p := begin(env)
+	p.rev = 1
+	for i := range p.rcpts {
+		p.rcpts[i] = rcptProgress{outcome: mta.Quarantined, reply: *refusal.Reply(), at: now}
+	}
+	return p
+}
+
+// held reports that nothing of the message is to be tried.
+func (p *progress) held(env *mta.Envelope) bool {
+	for i := range p.dests {
+		if s := p.standing(env, &p.dests[i]); s.open > 0 && !s.held {
+			return false
+		}
+	}
+	return true
+}
+
 func (p *progress) dest(name string) *destProgress {
 	for i := range p.dests {
 		if p.dests[i].dest == name {

@@ -127,7 +127,7 @@ func (q *queue) lock(ids ...mta.ID) func() {
 
 // Put implements Spool.
 func (q *queue) Put(ctx context.Context, env *mta.Envelope, body io.Reader) error {
-	_, err := q.take(ctx, env, nil, body)
+	_, err := q.take(ctx, env, arrive(env, time.Now().UTC()), body)
 	return err
 }
 
@@ -147,7 +147,7 @@ func (q *queue) take(ctx context.Context, env *mta.Envelope, p *progress, body i
 	if err := q.back.put(ctx, env, p, body); err != nil {
 		return false, fmt.Errorf("spool: put %s: %w", env.ID, err)
 	}
-	if !env.Due.After(time.Now()) {
+	if !env.Due.After(time.Now()) && (p == nil || !p.held(env)) {
 		q.hints.tell(env.Dests()...)
 	}
 	return true, nil

@@ -28,7 +28,8 @@ var (
 type Spool interface {
 	// Put stores one message: nil means that content, envelope and deliveries are on stable storage, in one step, and
 	// nothing else may be answered 250. An error of body or ctx before that step leaves nothing behind; once the step
-	// began, ctx can't undo it. A message that is there already is not stored twice.
+	// began, ctx can't undo it. A message that is there already is not stored twice. What its verdict quarantines is
+	// held in the same step, with the verdict's refusal as the reason.
 	Put(ctx context.Context, env *mta.Envelope, body io.Reader) error
 
 	// Room returns nil if a message of size octets for dest could be taken now; a *mta.Reply (452 4.3.1) in the

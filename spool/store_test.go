@@ -60,6 +60,11 @@ func TestAFewStragglersDoNotPinTheDisk(t *testing.T) {
 	cfg := testConfig(t)
 	s := openTest(t, cfg, quick())
 	stay := make(map[mta.ID]int)
+	judged := testEnvelope("ann@example.org")
+	judged.Verdict = &mta.Verdict{Action: mta.Quarantine}
+	if err := s.Put(t.Context(), judged, bytes.NewReader(contentOf(judged.ID, 1000))); err != nil {
+		t.Fatal(err)
+	}
 	for i := range 600 { // some eight generations
 		n := 50 << 10
 		if i%300 == 7 {
@@ -83,9 +88,15 @@ func TestAFewStragglersDoNotPinTheDisk(t *testing.T) {
 				t.Errorf("a straggler that was moved: %+v %v", items, err)
 			}
 		}
+		wantBody(t, s, judged.ID, 1000)
+		items, err := s.Get(t.Context(), judged.ID)
+		if err != nil || !items[0].Held || items[0].Reason.Code != 550 || items[0].Envelope.Verdict == nil {
+			t.Errorf("a quarantined message that was moved: %+v %v", items, err)
+		}
 		crash(s)
 		s = openTest(t, cfg, quick())
 	}
+	stay[judged.ID] = 1000
 	for id := range stay {
 		if n, err := s.Apply(t.Context(), Delete, time.Time{}, Key{ID: id}); n != 1 || err != nil {
 			t.Errorf("delete: %d %v", n, err)
@@ -240,11 +251,11 @@ func TestALaterFormatIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, bytes.Replace(b, []byte(`"version":1`), []byte(`"version":2`), 1), 0o600); err != nil {
+	if err := os.WriteFile(path, bytes.Replace(b, []byte(`"version":2`), []byte(`"version":3`), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(t.Context(), cfg, testLog(t), nil); err == nil || !strings.Contains(err.Error(), "version 2") {
-		t.Errorf("%v, want a word about version 2", err)
+	if _, err := Open(t.Context(), cfg, testLog(t), nil); err == nil || !strings.Contains(err.Error(), "version 3") {
+		t.Errorf("%v, want a word about version 3", err)
 	}
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
@@ -400,10 +411,16 @@ func TestBackupAndRestore(t *testing.T) {
 	if _, err := s.Apply(t.Context(), Hold, time.Time{}, Key{ID: envs[2].ID}); err != nil {
 		t.Fatal(err)
 	}
+	judged := testEnvelope("ann@example.org", "bob@example.net")
+	judged.Verdict = &mta.Verdict{Action: mta.Quarantine, Findings: []mta.Finding{{Name: "clamd:EICAR", Text: "a virus", Action: mta.Quarantine}}}
+	if err := s.Put(t.Context(), judged, bytes.NewReader(contentOf(judged.ID, sizes[0]))); err != nil {
+		t.Fatal(err)
+	}
+	envs = append(envs, judged)
 	var backup bytes.Buffer
 	calls := 0
 	tr, err := s.Backup(t.Context(), &backup, func(done, total int) { calls++ })
-	if err != nil || tr.Messages != 30 || len(tr.Skipped) != 0 || calls == 0 {
+	if err != nil || tr.Messages != 31 || len(tr.Skipped) != 0 || calls == 0 {
 		t.Fatalf("%+v %v", tr, err)
 	}
 	closeTest(t, s)
@@ -412,7 +429,7 @@ func TestBackupAndRestore(t *testing.T) {
 	s = openTest(t, cfg2, slow())
 	for want := range 2 {
 		tr, err = s.Restore(t.Context(), bytes.NewReader(backup.Bytes()), nil)
-		if err != nil || tr.Messages != 30*(1-want) || tr.Present != 30*want {
+		if err != nil || tr.Messages != 31*(1-want) || tr.Present != 31*want {
 			t.Fatalf("%+v %v", tr, err)
 		}
 	}
@@ -425,8 +442,11 @@ func TestBackupAndRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := map[bool]int{true: 1, false: 2}[i == 1]; len(items) != want || items[0].Held != (i == 2) {
+		if want := map[bool]int{true: 1, false: 2}[i == 1]; len(items) != want || items[0].Held != (i == 2 || i == 30) {
 			t.Errorf("message %d: %d deliveries, held %v", i, len(items), items[0].Held)
+		}
+		if i == 30 && items[0].Reason != (mta.Reply{Code: 550, Enhanced: "5.7.1", Text: "a virus"}) {
+			t.Errorf("reason %+v", items[0].Reason)
 		}
 	}
 	for name, b := range map[string][]byte{

@@ -71,6 +71,7 @@ var cases = []testCase{
 	{name: "a recipient that is not named stays as it was", test: unnamedRecipient},
 	{name: "a result for a stranger is an error and changes nothing", test: strangers},
 	{name: "a refused delivery is held with the reason", test: quarantine},
+	{name: "what the verdict quarantines is held from the first moment on", test: quarantinedByUs},
 	{name: "siblings that settle at once take the content with them", test: siblings},
 	{name: "the content stays until the last delivery ends", test: bodyLifetime},
 	{name: "a report comes with its settlement or not at all", test: reports},
@@ -535,6 +536,56 @@ func quarantine(w *world) {
 		w.Errorf("due %v %v", due, err)
 	}
 	w.wantContent(env.ID, []byte("Subject: hello\r\n\r\nhello\r\n"))
+}
+
+func quarantinedByUs(w *world) {
+	env := Envelope(w.T, "ann@example.org", "bob@example.net", "cat@example.org")
+	env.Verdict = &mta.Verdict{Action: mta.Quarantine, Findings: []mta.Finding{
+		{Name: "spf:softfail", Text: "softfail", Weight: 1},
+		{Name: "rspamd:reject", Text: "this looks like spam", Weight: 15, Action: mta.Quarantine, Status: "7.23"},
+	}}
+	content := text(5000)
+	w.put(env, content)
+	w.step()
+	for _, dest := range []string{org, net} {
+		w.none(dest)
+		i := w.item(env.ID, dest)
+		if !i.Held || i.Attempts != 0 || i.Reason != (mta.Reply{Code: 550, Enhanced: "5.7.23", Text: "this looks like spam"}) {
+			w.Errorf("item %+v", i)
+		}
+		for _, r := range i.Rcpts {
+			if r.Outcome != mta.Quarantined {
+				w.Errorf("recipient %+v", r)
+			}
+		}
+		if !reflect.DeepEqual(i.Envelope, env) {
+			w.Errorf("envelope\n%+v, put\n%+v", i.Envelope, env)
+		}
+	}
+	if due, err := w.DueDests(w.Context(), true); err != nil || len(due) != 0 {
+		w.Errorf("due %v %v", due, err)
+	}
+	if next, err := w.NextDue(w.Context()); err != nil || !next.IsZero() {
+		w.Errorf("next due %v %v", next, err)
+	}
+	w.wantContent(env.ID, content)
+	w.apply(spool.Unhold, 1, spool.Key{ID: env.ID, Dest: org})
+	w.step()
+	w.none(net)
+	l := w.claimOne(org)
+	if len(l.Rcpts) != 2 || l.Rcpts[0].Outcome != mta.Deferred {
+		w.Errorf("lease %+v", l)
+	}
+	w.settle(l, mta.Delivered, time.Time{})
+	w.step()
+	if i := w.item(env.ID, net); !i.Held {
+		w.Errorf("item %+v", i)
+	}
+	w.apply(spool.Unhold, 1, spool.Key{ID: env.ID})
+	w.step()
+	w.settle(w.claimOne(net), mta.Delivered, time.Time{})
+	w.step()
+	w.gone(env.ID)
 }
 
 func siblings(w *world) {

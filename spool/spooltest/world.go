@@ -68,6 +68,15 @@ func Envelope(t testing.TB, rcpts ...string) *mta.Envelope {
 		From:    mta.Path{Local: "bob", Domain: "example.net"},
 		Params:  mta.Params{Body: "8BITMIME", SMTPUTF8: true, RequireTLS: true, Ret: "HDRS", EnvID: "env 1"},
 		Expires: now.Add(30 * 24 * time.Hour),
+		Verdict: &mta.Verdict{
+			Action: mta.Mark, Score: 4.5, At: now,
+			Findings: []mta.Finding{{Name: "dnsbl:zen.example.org", Text: "listed", Detail: "127.0.0.2", Weight: 4.5, Action: mta.Mark, Status: "7.1"}},
+			Auth: mta.Auth{
+				SPF: mta.AuthResult{Result: "pass", Domain: "example.net"}, Helo: mta.AuthResult{Result: "none", Domain: "mail.example.net"},
+				DKIM:  []mta.AuthResult{{Result: "pass", Domain: "example.net", Selector: "s1"}},
+				DMARC: mta.AuthResult{Result: "pass", Domain: "example.net", Reason: "quarantine"}, Aligned: true,
+			},
+		},
 	}
 	for _, r := range rcpts {
 		p, err := mta.ParsePath(r)
