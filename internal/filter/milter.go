@@ -1,0 +1,441 @@
+package filter
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/emersion/go-milter"
+
+	"understudy/internal/mta"
+)
+
+// milterActions are what a milter may ask for. We do none of it but the quarantine; but a milter that may not ask
+// refuses to work at all.
+const milterActions = milter.OptAddHeader | milter.OptChangeBody | milter.OptAddRcpt | milter.OptRemoveRcpt |
+	milter.OptChangeHeader | milter.OptQuarantine | milter.OptChangeFrom
+
+// milterSteps are the steps that a milter may ask us to leave out, or to go on from without waiting for its answer.
+const milterSteps = milter.OptNoConnect | milter.OptNoHelo | milter.OptNoMailFrom | milter.OptNoRcptTo | milter.OptNoBody |
+	milter.OptNoHeaders | milter.OptNoEOH | milter.OptNoUnknown | milter.OptNoData |
+	milter.OptNoConnReply | milter.OptNoHeloReply | milter.OptNoMailReply | milter.OptNoRcptReply | milter.OptNoDataReply |
+	milter.OptNoUnknownReply | milter.OptNoHeaderReply | milter.OptNoEOHReply | milter.OptNoBodyReply | milter.OptHeaderLeadingSpace
+
+// milterClient asks a milter, over a connection for each message: the client, HELO and envelope are told anew.
+type milterClient struct {
+	name, address string
+}
+
+// milterTalk is one message's conversation.
+type milterTalk struct {
+	*milter.ClientSession
+	m    *message
+	conn *boundedConn
+}
+
+// boundedConn reads no more than a milter can have to say: a body of its own, and a megabyte beside it.
+type boundedConn struct {
+	*conn
+	left int64
+}
+
+var errTalkative = errors.New("answered far more than the message has")
+
+func (c *boundedConn) Read(p []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errTalkative
+	}
+	n, err := c.conn.Read(p[:min(int64(len(p)), c.left)])
+	c.left -= int64(n)
+	return n, err
+}
+
+// dialFunc is a milter.Dialer.
+type dialFunc func() (net.Conn, error)
+
+func (f dialFunc) Dial(string, string) (net.Conn, error) { return f() }
+
+// begin connects and negotiates.
+func (c *milterClient) begin(ctx context.Context, m *message) (*milterTalk, error) {
+	cn, err := dial(ctx, c.address)
+	if err != nil {
+		return nil, err
+	}
+	t := &milterTalk{m: m, conn: &boundedConn{conn: cn, left: m.content.Size + 1<<20}}
+	client := milter.NewClientWithOptions("", "", milter.ClientOptions{ // no time-outs: the context's hold
+		Dialer: dialFunc(func() (net.Conn, error) { return t.conn, nil }), ActionMask: milterActions, ProtocolMask: milterSteps,
+	})
+	if t.ClientSession, err = client.Session(); err != nil {
+		cn.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// end says goodbye. The connection is closed in any case.
+func (t *milterTalk) end() {
+	_ = t.ClientSession.Close() // the answer is known by now
+	t.conn.Close()
+}
+
+func (c *milterClient) ping(ctx context.Context) error {
+	t, err := c.begin(ctx, &message{env: &mta.Envelope{}})
+	if err != nil {
+		return err
+	}
+	t.end()
+	return nil
+}
+
+func (c *milterClient) scan(ctx context.Context, m *message) ([]mta.Finding, error) {
+	t, err := c.begin(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	defer t.end()
+	v, err := t.run()
+	if err != nil {
+		return nil, err
+	}
+	return v.findings(c.name), nil
+}
+
+// milterVerdict is what a milter made of a message.
+type milterVerdict struct {
+	action mta.Action
+	status string // as of mta.Finding
+	text   string // what it wants the sender to hear
+	detail string
+}
+
+func (v *milterVerdict) findings(name string) []mta.Finding {
+	if v == nil || v.action == mta.Accept {
+		return nil
+	}
+	f := mta.Finding{Name: "milter:" + name, Action: v.action, Status: v.status, Text: v.text, Detail: line(v.detail, maxDetail)}
+	if f.Text == "" {
+		f.Text = milterTexts[v.action]
+	}
+	return []mta.Finding{f}
+}
+
+var milterTexts = map[mta.Action]string{
+	mta.Mark:       "the message looks like spam",
+	mta.Quarantine: "the message is kept from its recipients",
+	mta.Defer:      "the message can't be taken now, try again later",
+	mta.Reject:     "the message is refused by policy",
+}
+
+// run leads through the steps of a session until the milter has decided.
+func (t *milterTalk) run() (*milterVerdict, error) {
+	for _, step := range []func() (*milter.Action, error){t.connect, t.helo, t.mail} {
+		act, err := step()
+		if err != nil {
+			return nil, err
+		}
+		if v, done := milterDecision(act); done {
+			return v, nil
+		}
+	}
+	mark, done, err := t.rcpts()
+	if done || err != nil {
+		return mark, err
+	}
+	v, err := t.content()
+	if err != nil {
+		return nil, err
+	}
+	if mark != nil && (v == nil || v.action < mark.action) {
+		return mark, nil
+	}
+	return v, nil
+}
+
+func (t *milterTalk) connect() (*milter.Action, error) {
+	p, j := &t.m.env.Peer, t.m.hostname
+	addr, port, family := p.Addr.Addr().Unmap().WithZone(""), p.Addr.Port(), milter.FamilyInet
+	host, name, ip := "["+addr.String()+"]", "unknown", addr.String()
+	if p.Name != "" {
+		host, name = plain(p.Name), plain(p.Name)
+	}
+	switch {
+	case !addr.IsValid():
+		host, ip, family = "unknown", "", milter.FamilyUnknown
+	case addr.Is6():
+		family = milter.FamilyInet6
+		ip = "IPv6:" + ip // as sendmail and Postfix write it
+	}
+	err := t.macros(milter.CodeConn, "j", j, "{daemon_name}", j, "{daemon_addr}", p.Local.Addr().Unmap().WithZone("").String(),
+		"{daemon_port}", strconv.Itoa(int(p.Local.Port())), "v", "Understudy", "_", name+" ["+addr.String()+"]",
+		"{client_addr}", addr.String(), "{client_port}", strconv.Itoa(int(port)), "{client_name}", name, "{client_ptr}", name,
+		"{client_connections}", "1", "{if_name}", j, "{if_addr}", p.Local.Addr().Unmap().WithZone("").String())
+	if err != nil {
+		return nil, err
+	}
+	return t.Conn(host, family, port, ip)
+}
+
+func (t *milterTalk) helo() (*milter.Action, error) {
+	var kv []string
+	if tls := t.m.env.Peer.TLS; tls != nil {
+		kv = []string{"{tls_version}", strings.ReplaceAll(tls.Version, "TLS 1.", "TLSv1."), "{cipher}", tls.Cipher}
+		if bits := cipherBits(tls.Cipher); bits != "" {
+			kv = append(kv, "{cipher_bits}", bits)
+		}
+	}
+	if err := t.macros(milter.CodeHelo, kv...); err != nil {
+		return nil, err
+	}
+	return t.Helo(printable(t.m.env.Peer.Helo))
+}
+
+// cipherBits is the strength that a cipher suite's name tells.
+func cipherBits(cipher string) string {
+	for _, bits := range []string{"256", "128"} {
+		if strings.Contains(cipher, "_"+bits+"_") {
+			return bits
+		}
+	}
+	if strings.Contains(cipher, "CHACHA20") {
+		return "256"
+	}
+	return ""
+}
+
+func (t *milterTalk) mail() (*milter.Action, error) {
+	env := t.m.env
+	if err := t.macros(milter.CodeMail, "i", env.ID.String(), "{mail_addr}", env.From.String(), "{mail_host}", env.From.Domain, "{mail_mailer}", "smtp"); err != nil {
+		return nil, err
+	}
+	args := []string{"SIZE=" + strconv.FormatInt(t.m.content.Size, 10)}
+	if env.Params.Body != "" {
+		args = append(args, "BODY="+env.Params.Body)
+	}
+	if env.Params.SMTPUTF8 {
+		args = append(args, "SMTPUTF8")
+	}
+	return t.Mail(printable(env.From.String()), args)
+}
+
+// rcpts tells the recipients. Refusing all refuses the message; where it refuses some we have answered for them long
+// ago, so the message is marked: the primary's own milter refuses them in its turn. Done: the milter wants no more.
+func (t *milterTalk) rcpts() (v *milterVerdict, done bool, err error) {
+	var refused *milterVerdict
+	n := 0
+	for i := range t.m.env.Rcpts {
+		act, err := t.rcpt(&t.m.env.Rcpts[i])
+		if err != nil {
+			return nil, false, err
+		}
+		v, decided := milterDecision(act)
+		if decided && v.action < mta.Defer { // about the whole message
+			return v, true, nil
+		}
+		if !decided {
+			continue
+		}
+		n++
+		if refused == nil || v.action < refused.action {
+			refused = v // of all recipients' replies the mildest: some of them may be taken later
+		}
+	}
+	if refused == nil || n == len(t.m.env.Rcpts) {
+		return refused, refused != nil, nil
+	}
+	mark := &milterVerdict{action: mta.Mark, detail: fmt.Sprintf("refuses %d of %d recipients: %s", n, len(t.m.env.Rcpts), refused.text)}
+	return mark, false, nil
+}
+
+func (t *milterTalk) rcpt(to *mta.Recipient) (*milter.Action, error) {
+	err := t.macros(milter.CodeRcpt, "i", t.m.env.ID.String(), "{rcpt_addr}", to.Addr.String(), "{rcpt_host}", to.Dest, "{rcpt_mailer}", "smtp")
+	if err != nil {
+		return nil, err
+	}
+	return t.Rcpt(printable(to.Addr.String()), nil)
+}
+
+// macros sends those that have a value, before the command that they are for.
+func (t *milterTalk) macros(code milter.Code, kv ...string) error {
+	var set []string
+	for i := 0; i+1 < len(kv); i += 2 {
+		if kv[i+1] != "" {
+			set = append(set, kv[i], printable(kv[i+1]))
+		}
+	}
+	return t.Macros(code, set...)
+}
+
+// content sends header and body, and asks for the decision.
+func (t *milterTalk) content() (*milterVerdict, error) {
+	body, err := t.m.open()
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	id := []string{"i", t.m.env.ID.String()}
+	h := &fields{r: bufio.NewReaderSize(body, milter.MaxBodyChunk)}
+	if v, done, err := t.header(h); done || err != nil {
+		return v, err
+	}
+	if err := t.macros(milter.CodeEOH, id...); err != nil {
+		return nil, err
+	}
+	act, err := t.HeaderEnd()
+	if err != nil {
+		return nil, err
+	}
+	if v, done := milterDecision(act); done {
+		return v, nil
+	}
+	if v, done, err := t.body(h.rest()); done || err != nil {
+		return v, err
+	}
+	if err := t.macros(milter.CodeEOB, id...); err != nil {
+		return nil, err
+	}
+	wants, act, err := t.End()
+	if err != nil {
+		return nil, err
+	}
+	v, _ := milterDecision(act)
+	return milterWishes(v, wants), nil
+}
+
+// header sends the fields, one of our own first: what authentication gave, for milters that judge by it. Folded lines
+// are separated by LF alone, as milters get them from every mail server.
+func (t *milterTalk) header(h *fields) (*milterVerdict, bool, error) {
+	lead := ""
+	if t.ProtocolOption(milter.OptHeaderLeadingSpace) {
+		lead = " "
+	}
+	send := func(name, value string) (*milterVerdict, bool, error) {
+		act, err := t.HeaderField(name, value)
+		if err != nil {
+			return nil, false, err
+		}
+		v, done := milterDecision(act)
+		return v, done, nil
+	}
+	if own := authResults(t.m.hostname, &t.m.auth); own != "" {
+		if v, done, err := send("Authentication-Results", lead+own); done || err != nil {
+			return v, done, err
+		}
+	}
+	for {
+		name, value, ok, err := h.next()
+		if !ok || err != nil {
+			return nil, false, err
+		}
+		if lead == "" {
+			value = strings.TrimPrefix(value, " ")
+		}
+		if v, done, err := send(name, value); done || err != nil {
+			return v, done, err
+		}
+	}
+}
+
+// body sends the rest in chunks.
+func (t *milterTalk) body(r io.Reader) (*milterVerdict, bool, error) {
+	if t.ProtocolOption(milter.OptNoBody) {
+		return nil, false, nil
+	}
+	buf := make([]byte, milter.MaxBodyChunk)
+	for {
+		n, err := io.ReadFull(r, buf)
+		if n == 0 && err == io.EOF {
+			return nil, false, nil
+		}
+		if err != nil && err != io.ErrUnexpectedEOF {
+			return nil, false, err
+		}
+		act, err := t.BodyChunk(buf[:n])
+		if err != nil {
+			return nil, false, err
+		}
+		if v, done := milterDecision(act); done {
+			return v, true, nil
+		}
+	}
+}
+
+// milterAccepts is the decision that nothing speaks against the message.
+var milterAccepts = &milterVerdict{}
+
+// milterDecision tells what an answer means for the message; not done: go on. What it would discard is quarantined.
+func milterDecision(a *milter.Action) (v *milterVerdict, done bool) {
+	switch a.Code {
+	case milter.ActContinue:
+		return nil, false
+	case milter.ActAccept:
+		return milterAccepts, true
+	case milter.ActReject:
+		return &milterVerdict{action: mta.Reject}, true
+	case milter.ActDiscard:
+		return &milterVerdict{action: mta.Quarantine, detail: "would discard the message"}, true
+	case milter.ActReplyCode:
+		return milterReply(a), true
+	}
+	return &milterVerdict{action: mta.Defer}, true // tempfail
+}
+
+// milterReply takes a reply of the milter's own. One that is no refusal is not fit to be said, so it defers.
+func milterReply(a *milter.Action) *milterVerdict {
+	r := mta.ParseReply(a.SMTPCode, a.SMTPText)
+	v := &milterVerdict{action: mta.Defer, text: line(r.Text, maxText), detail: "replies " + a.SMTPText}
+	if r.Permanent() {
+		v.action = mta.Reject
+	}
+	if r.Permanent() || r.Temporary() {
+		_, v.status, _ = strings.Cut(r.Enhanced, ".")
+	}
+	return v
+}
+
+// milterWishes adds what a milter that takes the message wants done to it: a quarantine is kept, and a field that says
+// that it is spam, or another subject, is a mark. All else is for the primary's own milter to do.
+func milterWishes(v *milterVerdict, wants []milter.ModifyAction) *milterVerdict {
+	if v != nil && v.action > mta.Quarantine {
+		return v
+	}
+	best := milterVerdict{}
+	if v != nil {
+		best = *v
+	}
+	for i := range wants {
+		w := &wants[i]
+		switch {
+		case w.Code == milter.ActQuarantine:
+			if best.action < mta.Quarantine {
+				best = milterVerdict{action: mta.Quarantine, detail: "quarantine: " + w.Reason}
+			}
+		case best.action < mta.Mark && isMark(w):
+			best = milterVerdict{action: mta.Mark, detail: w.HeaderName + ": " + w.HeaderValue}
+		}
+	}
+	return &best
+}
+
+// isMark tells the fields by which milters mark spam from the many that they add to all mail.
+func isMark(w *milter.ModifyAction) bool {
+	switch w.Code {
+	case milter.ActAddHeader, milter.ActInsertHeader, milter.ActChangeHeader:
+	default:
+		return false
+	}
+	value := strings.ToLower(strings.TrimSpace(w.HeaderValue))
+	switch strings.ToLower(w.HeaderName) {
+	case "x-spam-flag", "x-spam", "x-spam-status":
+		return strings.HasPrefix(value, "yes")
+	case "x-virus-status":
+		return strings.HasPrefix(value, "infected")
+	case "subject":
+		return value != ""
+	}
+	return false
+}
