@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"understudy/internal/mta"
 )
 
 const (
@@ -25,6 +27,7 @@ var chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 type body struct {
 	dir    string
 	chunks *atomic.Int64 // how many are in use by all bodies
+	files  *atomic.Int64 // octets in the files of all bodies
 	head   []*[chunkSize]byte
 	file   *os.File // nil until the head is full
 	size   int64
@@ -70,16 +73,33 @@ func (b *body) spill(p []byte) (int, error) {
 	}
 	n, err := b.file.Write(p)
 	b.size += int64(n)
+	b.files.Add(int64(n))
 	if err != nil {
 		return n, fmt.Errorf("temporary file: %w", err)
 	}
 	return n, nil
 }
 
-// Reader reads before and then the body from its start. One at a time.
-func (b *body) Reader(before string) (*bodyReader, error) {
-	r := &bodyReader{parts: make([][]byte, 0, 1+len(b.head)), file: b.file}
-	r.parts = append(r.parts, []byte(before))
+// content is the body, for any number of readers at once, until Close.
+func (b *body) content() mta.Content {
+	return mta.Content{Size: b.size, Open: func() (io.ReadCloser, error) { return b.reader(""), nil }}
+}
+
+// edited is what goes on: our trace field and the body, edited.
+func (b *body) edited(e mta.Edit, trace string) mta.Content {
+	if len(e.Drop) > 0 {
+		return e.Apply(trace, b.content())
+	}
+	top := e.Above + trace
+	return mta.Content{Size: int64(len(top)) + b.size, Open: func() (io.ReadCloser, error) { return b.reader(top), nil }}
+}
+
+// reader reads before and then the body from its start.
+func (b *body) reader(before string) *bodyReader {
+	r := &bodyReader{parts: make([][]byte, 0, 1+len(b.head))}
+	if before != "" {
+		r.parts = append(r.parts, []byte(before))
+	}
 	left := b.size
 	for _, c := range b.head {
 		n := min(left, chunkSize)
@@ -87,18 +107,19 @@ func (b *body) Reader(before string) (*bodyReader, error) {
 		left -= n
 	}
 	if b.file != nil {
-		if _, err := b.file.Seek(0, io.SeekStart); err != nil {
-			return nil, fmt.Errorf("temporary file: %w", err)
-		}
+		r.file = io.NewSectionReader(b.file, 0, left)
 	}
-	return r, nil
+	return r
 }
 
 // bodyReader gives out what a body holds without a buffer of its own.
 type bodyReader struct {
 	parts [][]byte
-	file  *os.File // after them; may be nil
+	file  *io.SectionReader // after them; may be nil
 }
+
+// Close implements io.Closer. The body stays open for others.
+func (r *bodyReader) Close() error { return nil }
 
 // Read implements io.Reader.
 func (r *bodyReader) Read(p []byte) (int, error) {
@@ -141,10 +162,12 @@ func (b *body) Close() error {
 		chunkPool.Put(c)
 	}
 	b.chunks.Add(-int64(len(b.head)))
-	b.head = nil
 	if b.file == nil {
+		b.head = nil
 		return nil
 	}
+	b.files.Add(-(b.size - int64(len(b.head))*chunkSize))
+	b.head = nil
 	return b.file.Close()
 }
 

@@ -15,10 +15,10 @@ func TestBodyGivesBackWhatItTook(t *testing.T) {
 	const head = headChunks * chunkSize
 	for _, size := range []int{0, 1, chunkSize - 1, chunkSize, chunkSize + 1, head - 1, head, head + 1, 3 * head} {
 		for _, taken := range []int64{0, allChunks - 1, allChunks} { // also when others have all the memory
-			var chunks atomic.Int64
+			var chunks, files atomic.Int64
 			chunks.Store(taken)
 			dir := t.TempDir()
-			b := &body{dir: dir, chunks: &chunks}
+			b := &body{dir: dir, chunks: &chunks, files: &files}
 			want := make([]byte, size)
 			for i := range want {
 				want[i] = byte(rand.Uint32())
@@ -42,25 +42,22 @@ func TestBodyGivesBackWhatItTook(t *testing.T) {
 					return out.Bytes(), err
 				},
 			} {
-				r, err := b.Reader("before")
-				if err != nil {
-					t.Fatal(err)
-				}
+				r := b.reader("before")
 				if got, err := read(r); err != nil || !bytes.Equal(got, want) {
 					t.Errorf("%d octets by %s with %d chunks taken: got %d, %v", size, name, taken, len(got), err)
 				}
 			}
-			if err := b.Close(); err != nil || chunks.Load() != taken {
-				t.Errorf("after Close: %v, %d chunks in use, want %d", err, chunks.Load(), taken)
+			if err := b.Close(); err != nil || chunks.Load() != taken || files.Load() != 0 {
+				t.Errorf("after Close: %v, %d chunks in use, want %d, and %d octets in files", err, chunks.Load(), taken, files.Load())
 			}
 		}
 	}
 }
 
 func TestBodyWithoutAFolderIsAnError(t *testing.T) {
-	var chunks atomic.Int64
+	var chunks, files atomic.Int64
 	chunks.Store(allChunks)
-	b := &body{dir: filepath.Join(t.TempDir(), "missing"), chunks: &chunks}
+	b := &body{files: &files, dir: filepath.Join(t.TempDir(), "missing"), chunks: &chunks}
 	defer b.Close()
 	if _, err := b.Write([]byte("x")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)

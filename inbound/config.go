@@ -37,9 +37,12 @@ type Config struct {
 	MaxPerNetwork  int            `yaml:"max_per_network"` // from one /24 of IPv4 or /64 of IPv6
 	MaxPerMinute   int            `yaml:"max_per_minute"`  // new connections a minute from such a network
 	MaxErrors      int            `yaml:"max_errors"`      // refused commands on a connection; then 421 4.7.0
-	MaxRefused     int            `yaml:"max_refused"`     // refused recipients on a connection; then 421 4.7.0
-	Tarpit         time.Duration  `yaml:"tarpit"`          // each refusal waits so long once half of max_errors or max_refused is reached
+	MaxRefused     int            `yaml:"max_refused"`     // recipients refused for other reasons than being unknown on a connection; then 421 4.7.0
+	MaxUnknown     int            `yaml:"max_unknown"`     // unknown recipients on a connection; then 421 4.7.0
+	Tarpit         time.Duration  `yaml:"tarpit"`          // each refusal waits so long once half of max_errors, max_refused or max_unknown is reached
 	Trusted        []netip.Prefix `yaml:"trusted"`         // networks without these limits per client and without the pregreet test
+
+	MaxInlinePerClient int `yaml:"max_inline_per_client"` // messages on their way to a primary at once from such a network; then 451 4.7.0
 
 	Pregreet Pregreet `yaml:"pregreet"`
 	TLS      TLS      `yaml:"tls"`
@@ -134,10 +137,14 @@ func DefaultConfig() Config {
 		MaxPerMinute:   300,
 		MaxErrors:      20,
 		MaxRefused:     50,
+		MaxUnknown:     10,
 		Tarpit:         time.Second,
 		Trusted:        []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
-		Pregreet:       Pregreet{Wait: 2 * time.Second, Action: PregreetRefuse},
-		ACME:           ACME{Listen: ":80", Directory: "https://acme-v02.api.letsencrypt.org/directory"},
+
+		MaxInlinePerClient: 10,
+
+		Pregreet: Pregreet{Wait: 2 * time.Second, Action: PregreetRefuse},
+		ACME:     ACME{Listen: ":80", Directory: "https://acme-v02.api.letsencrypt.org/directory"},
 	}
 }
 
@@ -194,7 +201,8 @@ func (c *Config) validateLimits(faults *faults) {
 		n   int
 	}{
 		{"max_connections", c.MaxConnections}, {"max_per_network", c.MaxPerNetwork}, {"max_per_minute", c.MaxPerMinute},
-		{"max_errors", c.MaxErrors}, {"max_refused", c.MaxRefused},
+		{"max_errors", c.MaxErrors}, {"max_refused", c.MaxRefused}, {"max_unknown", c.MaxUnknown},
+		{"max_inline_per_client", c.MaxInlinePerClient},
 	} {
 		if n.n < 1 {
 			faults.add(n.key, "must be at least 1")

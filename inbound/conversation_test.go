@@ -134,6 +134,8 @@ func (c *conversation) configure(t *testing.T, cfg *Config) {
 			cfg.MaxErrors = n
 		case "max_refused":
 			cfg.MaxRefused = n
+		case "max_unknown":
+			cfg.MaxUnknown = n
 		case "contact":
 			cfg.Contact = kv[1]
 		case "requiretls":

@@ -13,6 +13,7 @@ import (
 // record for each network that has a connection or had one within the last minute.
 type gate struct {
 	max, perNetwork, perMinute int
+	inline                     int // transactions with primaries, per network
 	hard                       int // what the process's descriptors allow; the trusted meet this limit too
 
 	mu       sync.Mutex
@@ -25,6 +26,7 @@ type gate struct {
 // network is what the gate knows of a /24 or /64.
 type network struct {
 	open   int
+	inline int     // transactions with primaries
 	tokens float64 // new connections that it may still make; refilled by the minute
 	at     time.Time
 }
@@ -36,7 +38,7 @@ const maxKnown = 50_000
 // for the spool, the probes and the deliveries, which clients must not starve.
 func newGate(c *Config, files uint64) *gate {
 	return &gate{
-		max: c.MaxConnections, perNetwork: c.MaxPerNetwork, perMinute: c.MaxPerMinute, hard: int(min(files/2, math.MaxInt32)),
+		max: c.MaxConnections, perNetwork: c.MaxPerNetwork, perMinute: c.MaxPerMinute, inline: c.MaxInlinePerClient, hard: int(min(files/2, math.MaxInt32)),
 		networks: map[netip.Prefix]*network{}, known: map[netip.Addr]struct{}{},
 	}
 }
@@ -90,6 +92,30 @@ func (g *gate) leave(a netip.Addr, trusted bool) {
 	g.open--
 	if n := g.networks[networkOf(a)]; n != nil && !trusted {
 		n.open--
+	}
+}
+
+// enterInline takes one more transaction with a primary for a client that is let in.
+func (g *gate) enterInline(a netip.Addr, trusted bool) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.networks[networkOf(a)]
+	if trusted || n == nil {
+		return true
+	}
+	if n.inline >= g.inline {
+		return false
+	}
+	n.inline++
+	return true
+}
+
+// leaveInline gives it back, before the client leaves.
+func (g *gate) leaveInline(a netip.Addr, trusted bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := g.networks[networkOf(a)]; n != nil && !trusted {
+		n.inline--
 	}
 }
 

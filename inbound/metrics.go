@@ -11,6 +11,18 @@ type metrics struct {
 	recipients results
 	handshakes *prometheus.CounterVec // result
 	put        prometheus.Histogram
+	inline     inlineMetrics
+}
+
+// inlineMetrics are of the transactions with primaries.
+type inlineMetrics struct {
+	open       prometheus.Gauge
+	recipients results
+	messages   results
+	left       *prometheus.CounterVec // step
+	unsure     prometheus.Counter
+	crowded    prometheus.Counter
+	send       prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -38,6 +50,35 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 	}
 	reg.MustRegister(m.open, m.refused, m.accepted, m.messages.vec, m.octets, m.recipients.vec, m.handshakes, m.put)
+	m.inline = newInlineMetrics(reg)
+	return m
+}
+
+func newInlineMetrics(reg prometheus.Registerer) inlineMetrics {
+	m := inlineMetrics{
+		open: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "understudy_inbound_inline_transactions", Help: "Transactions with primaries that are open now.",
+		}),
+		recipients: newResults("understudy_inbound_inline_recipients_total", "Recipients that a primary answered for, by the class of its reply."),
+		messages:   newResults("understudy_inbound_inline_messages_total", "Messages that a primary answered for, by the class of its reply."),
+		left: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "understudy_inbound_inline_left_total", Help: "Transactions that were spooled instead because the primary went away, by step.",
+		}, []string{"step"}),
+		unsure: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "understudy_inbound_inline_unconfirmed_total", Help: "Messages that were handed over, perhaps, without a reply: the sender was told to try again.",
+		}),
+		crowded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "understudy_inbound_inline_crowded_total", Help: "Recipients that were deferred because their sender's network had too many transactions.",
+		}),
+		send: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "understudy_inbound_inline_send_seconds", Help: "How long a primary took for the content and its final reply.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 30, 90},
+		}),
+	}
+	for _, step := range []string{"begin", "rcpt", "content"} {
+		m.left.WithLabelValues(step)
+	}
+	reg.MustRegister(m.open, m.recipients.vec, m.messages.vec, m.left, m.unsure, m.crowded, m.send)
 	return m
 }
 

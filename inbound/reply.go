@@ -30,7 +30,7 @@ const maxReplyText = 480
 
 // appendReply writes a reply with its enhanced status code on each line (RFC 2034, 4).
 func appendReply(out []byte, r *mta.Reply) []byte {
-	for more, rest := true, r.Text; more; {
+	for more, first, rest := true, true, r.Text; more; first = false {
 		var line string
 		line, rest, more = strings.Cut(rest, "\n")
 		out = strconv.AppendInt(out, int64(r.Code), 10)
@@ -39,7 +39,7 @@ func appendReply(out []byte, r *mta.Reply) []byte {
 		} else {
 			out = append(out, ' ')
 		}
-		if r.Enhanced != "" {
+		if r.Enhanced != "" && (first || mta.ParseReply(r.Code, line).Enhanced == "") { // a primary's lines may differ
 			out = append(out, r.Enhanced...)
 			out = append(out, ' ')
 		}

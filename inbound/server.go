@@ -31,17 +31,12 @@ type Spool interface {
 	Room(ctx context.Context, dest string, size int64) error
 }
 
-// Policy judges.
-type Policy interface {
-	// Recipient decides about one RCPT. It returns the recipient with Dest set, and with the domain filled in for a
-	// bare postmaster. A *mta.Reply in err refuses it; any other error is our own fault.
-	Recipient(ctx context.Context, env *mta.Envelope, to mta.Path) (mta.Recipient, error)
-}
-
 // Deps are what a Server needs from the other parts. Spool and Policy are required.
 type Deps struct {
 	Spool  Spool
 	Policy Policy
+	Judge  Judge                                          // may be nil: all mail is spooled, unjudged
+	Relay  Relay                                          // may be nil: no mail goes inline
 	Names  func(ctx context.Context, a netip.Addr) string // the forward-confirmed reverse name, or ""
 
 	// Recovered starts a probe of a domain's primaries and, if they are well, its drain (ETRN). A *mta.Reply in the
@@ -73,6 +68,8 @@ type Server struct {
 	closing atomic.Bool   // no new commands
 	closed  chan struct{} // closed when closing is set
 	chunks  atomic.Int64  // of memory that bodies use
+	files   atomic.Int64  // octets of bodies in files
+	loans   chan struct{} // one for each body that the judge reads after its transaction
 
 	listeners []*listener // set by Listen
 
@@ -99,7 +96,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, deps: d, log: d.Log, metrics: newMetrics(d.Metrics), gate: newGate(&cfg, maxFiles()),
-		closed: make(chan struct{}), wires: map[*wire]struct{}{},
+		closed: make(chan struct{}), loans: make(chan struct{}, maxLoans), wires: map[*wire]struct{}{},
 	}
 	s.hard, s.stop = context.WithCancel(context.Background())
 	s.smtp = smtp.NewServer(smtp.BackendFunc(s.newSession))
@@ -165,6 +162,37 @@ func (s *Server) shutdown(serving *sync.WaitGroup) {
 		s.stop()
 		<-done
 	}
+	for range maxLoans {
+		select {
+		case s.loans <- struct{}{}:
+		case <-grace.Done(): // what is still lent closes itself
+			return
+		}
+	}
+}
+
+// maxLoans bounds the bodies that the judge may hold beyond their transactions.
+const maxLoans = 256
+
+// lend gives a body that the primary has judged to our own judge, who may read it longer than the transaction lasts. False: it
+// stays the caller's to close.
+func (s *Server) lend(env *mta.Envelope, b *body, final mta.Reply) bool {
+	if s.closing.Load() {
+		return false
+	}
+	select {
+	case s.loans <- struct{}{}:
+	default:
+		return false
+	}
+	lent := s.deps.Judge.Shadow(env, b.content(), final, func() {
+		b.Close()
+		<-s.loans
+	})
+	if !lent {
+		<-s.loans
+	}
+	return lent
 }
 
 // wait lets a client wait, but not a shutdown.

@@ -4,21 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/emersion/go-smtp"
 
 	"understudy/internal/mta"
 )
-
-// roomStep is how much content comes in between two questions whether there is still room for it.
-const roomStep = 1 << 20
-
-// maxHops is how many Received fields a message may come with (RFC 5321, 6.3: at least 100).
-const maxHops = 100
 
 // session is one client's conversation as go-smtp leads it. All its methods run on the connection's goroutine. What
 // the client hears is what say was told; the error that go-smtp gets only steers its state.
@@ -29,11 +21,14 @@ type session struct {
 	ctx    context.Context // until Logout; go-smtp's callbacks have none
 	cancel context.CancelFunc
 
+	name   string // the client's confirmed name, once looked up
+	looked bool
+
 	env    *mta.Envelope // the transaction; nil outside of one
 	size   int64         // as declared at MAIL; 0 if not
 	roomy  map[string]bool
-	name   string // the client's confirmed name, once looked up
-	looked bool
+	road   mta.Road
+	inline inline
 }
 
 // newSession is called at the first HELO or EHLO.
@@ -44,10 +39,14 @@ func (s *Server) newSession(c *smtp.Conn) (smtp.Session, error) {
 }
 
 // Reset ends the transaction.
-func (s *session) Reset() { s.env, s.size, s.roomy = nil, 0, nil }
+func (s *session) Reset() {
+	s.abort()
+	s.env, s.size, s.roomy, s.road, s.inline = nil, 0, nil, mta.Spooled, inline{}
+}
 
 // Logout ends the session.
 func (s *session) Logout() error {
+	s.abort()
 	s.cancel()
 	return nil
 }
@@ -67,6 +66,12 @@ func (s *session) say(r *mta.Reply) error {
 		return refusal
 	}
 	return nil
+}
+
+// pass leaves the primary's answer with the wire, to which nothing of ours is added.
+func (s *session) pass(r *mta.Reply) error {
+	s.w.theirs = true
+	return s.say(r)
 }
 
 // Mail begins a transaction.
@@ -126,13 +131,21 @@ func (s *session) tooLarge() *mta.Reply {
 
 // Rcpt adds a recipient.
 func (s *session) Rcpt(string, *smtp.RcptOptions) error {
-	if err := s.rcpt(); err != nil {
-		r := replyTo(err, s.log, s.w.remote)
-		to, _, _ := splitPath(s.w.cmd.arg, "TO:")
-		s.log.Log(s.ctx, refusalLevel(r), "recipient refused", "peer", s.w.remote, "from", s.env.From, "to", to, "code", r.Code, "reply", r.String())
-		return s.say(r)
+	reply, err := s.rcpt()
+	if err == nil && taken(*reply) {
+		return s.pass(reply)
 	}
-	return s.say(recipientOK)
+	to, _, _ := splitPath(s.w.cmd.arg, "TO:")
+	attrs := []slog.Attr{slog.Any("peer", s.w.remote), slog.String("from", s.env.From.String()), slog.String("to", to)}
+	say := s.pass
+	if err == nil {
+		attrs = append(attrs, slog.String("by", "primary"))
+	} else {
+		reply, say = replyTo(err, s.log, s.w.remote), s.say
+	}
+	attrs = append(attrs, slog.Int("code", reply.Code), slog.String("reply", reply.String()))
+	s.log.LogAttrs(s.ctx, refusalLevel(reply), "recipient refused", attrs...)
+	return say(reply)
 }
 
 // refusalLevel keeps a full spool, of which there is an alarm, from filling the log as well.
@@ -143,20 +156,77 @@ func refusalLevel(r *mta.Reply) slog.Level {
 	return slog.LevelInfo
 }
 
-func (s *session) rcpt() error {
+// rcpt gives what is said of the recipient, or the error that refuses it for us.
+func (s *session) rcpt() (*mta.Reply, error) {
+	to, p, err := s.forwardPath()
+	if err != nil {
+		return nil, err
+	}
+	r, road, err := s.place(to)
+	if err != nil {
+		return nil, err
+	}
+	r.Notify, r.ORcpt = p.notify, p.orcpt
+	if road == mta.Inline {
+		reply, err := s.relay(r)
+		if !errors.Is(err, mta.ErrAway) {
+			return reply, err
+		}
+		step := "rcpt"
+		if s.inline.tx == nil {
+			step = "begin"
+		}
+		s.leave(step, err)
+	}
+	return recipientOK, s.spool(to, p)
+}
+
+// forwardPath reads the argument of RCPT.
+func (s *session) forwardPath() (mta.Path, rcptParams, error) {
 	raw, rest, _ := splitPath(s.w.cmd.arg, "TO:")
 	p, reply := parseRcptParams(rest, s.w.offers(), s.env.Params.SMTPUTF8)
 	if reply != nil {
-		return reply
+		return mta.Path{}, p, reply
 	}
 	to, err := mta.ParsePath(raw)
 	switch {
 	case err != nil || to.IsNull():
-		return badPath("5.1.3", raw, s.env.Params.SMTPUTF8)
+		return to, p, badPath("5.1.3", raw, s.env.Params.SMTPUTF8)
 	case !s.env.Params.SMTPUTF8 && !to.IsASCII():
-		return mta.NewReply(553, "5.6.7", "this address needs SMTPUTF8")
+		return to, p, mta.NewReply(553, "5.6.7", "this address needs SMTPUTF8")
 	case strings.HasPrefix(to.Domain, "["):
-		return mta.NewReply(550, "5.7.1", "mail to address literals is not relayed")
+		return to, p, mta.NewReply(550, "5.7.1", "mail to address literals is not relayed")
+	}
+	return to, p, nil
+}
+
+// place asks for a recipient's destination and road. All recipients of a transaction have the same: the primary answers
+// for the message as a whole, and so does what we know of a domain.
+func (s *session) place(to mta.Path) (mta.Recipient, mta.Road, error) {
+	if s.srv.deps.Judge == nil {
+		return mta.Recipient{}, mta.Spooled, nil
+	}
+	r, road, err := s.srv.deps.Judge.Admit(s.ctx, s.env, to)
+	if err != nil {
+		return r, road, fmt.Errorf("inbound: admit %s: %w", to, err)
+	}
+	if s.srv.deps.Relay == nil || s.inline.left != "" {
+		road = mta.Spooled
+	}
+	if rcpts := s.env.Rcpts; len(rcpts) > 0 && (rcpts[0].Dest != r.Dest || s.road != road) {
+		return r, road, otherRoad
+	}
+	if s.inline.dest != r.Dest || road != mta.Inline {
+		s.abort() // of a primary that took no recipient
+	}
+	s.road = road
+	return r, road, nil
+}
+
+// spool decides about a recipient whose mail would be kept here.
+func (s *session) spool(to mta.Path, p rcptParams) error {
+	if j := s.srv.deps.Judge; j != nil && s.env.Verdict == nil {
+		s.env.Verdict = j.Sender(s.ctx, s.env)
 	}
 	r, err := s.srv.deps.Policy.Recipient(s.ctx, s.env, to)
 	if err != nil {
@@ -199,17 +269,6 @@ func (s *session) room(dest string) error {
 	return nil
 }
 
-// stillRoom asks again while content comes in: many large messages at once, in files beside the spool, must not use up
-// what it keeps in reserve.
-func (s *session) stillRoom(size int64) error {
-	for _, dest := range s.env.Dests() {
-		if err := s.srv.deps.Spool.Room(s.ctx, dest, size); err != nil {
-			return fmt.Errorf("inbound: room for %s: %w", dest, err)
-		}
-	}
-	return nil
-}
-
 // add keeps a recipient once, however often it is named.
 func (s *session) add(r mta.Recipient) {
 	for i := range s.env.Rcpts {
@@ -218,123 +277,4 @@ func (s *session) add(r mta.Recipient) {
 		}
 	}
 	s.env.Rcpts = append(s.env.Rcpts, r)
-}
-
-// Data takes the content from the wire; go-smtp's reader holds nothing but the dot. A 250 makes the message ours
-// (RFC 5321, 4.2.5), so nothing may follow Put that can fail.
-func (s *session) Data(io.Reader) error {
-	begun := time.Now()
-	env := s.env
-	b := &body{dir: s.srv.cfg.TempDir, chunks: &s.srv.chunks}
-	defer b.Close()
-	err := s.take(b)
-	for _, dest := range env.Dests() {
-		if err == nil {
-			err = s.bounded(dest, b.size)
-		}
-	}
-	if err != nil && s.w.content.err != nil && !errors.Is(s.w.content.err, io.EOF) {
-		s.log.LogAttrs(s.ctx, slog.LevelInfo, "message cut short", slog.Any("peer", s.w.remote), slog.String("from", env.From.String()),
-			slog.Int64("size", b.size), slog.Duration("took", time.Since(begun)), slog.Any("err", err))
-		return refusal // the message never ended, and who would hear of it is gone
-	}
-	if err == nil {
-		err = s.keep(env, b)
-	}
-	reply := &mta.Reply{Code: 250, Enhanced: "2.0.0", Text: "ok, queued as " + env.ID.String()}
-	if err != nil {
-		reply = replyTo(err, s.log, s.w.remote)
-	}
-	s.srv.metrics.messages.of(reply.Code).Inc()
-	s.logMessage(env, b.size, reply, time.Since(begun))
-	s.w.junk = 0
-	return s.say(reply)
-}
-
-// take reads the content into b and judges what can be told from it alone.
-func (s *session) take(b *body) error {
-	c := s.w.content
-	limit := int64(s.srv.cfg.MaxMessageSize)
-	next := int64(headChunks * chunkSize) // where the content begins to take room on the disk
-	var h hops
-	for {
-		run, err := c.next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if !c.whole() && b.size+int64(len(run)) > limit {
-			return s.tooLarge()
-		}
-		if b.size >= next {
-			next = b.size + roomStep
-			if err := s.stillRoom(next); err != nil {
-				return err
-			}
-		}
-		h.Write(run)
-		if _, err := b.Write(run); err != nil {
-			return fmt.Errorf("inbound: content: %w", err)
-		}
-	}
-	if c.framer.bare && s.srv.cfg.BareNewline == RejectBareNewlines {
-		return mta.NewReply(550, "5.6.0", "the message has a CR or LF that stands alone")
-	}
-	if h.n >= maxHops {
-		return mta.NewReply(554, "5.4.6", "the message has been through %d hosts: a loop", h.n)
-	}
-	return nil
-}
-
-// keep hands the message to the spool. A client that hangs up now undoes nothing, so the context is the server's.
-func (s *session) keep(env *mta.Envelope, b *body) error {
-	env.Received = time.Now()
-	env.ID = mta.NewID(env.Received)
-	content, err := b.Reader(received(env, s.srv.cfg.Hostname))
-	if err != nil {
-		return fmt.Errorf("inbound: content: %w", err)
-	}
-	err = s.srv.deps.Spool.Put(s.srv.base(), env, content)
-	s.srv.metrics.put.Observe(time.Since(env.Received).Seconds())
-	if err != nil {
-		return fmt.Errorf("inbound: store %s: %w", env.ID, err)
-	}
-	s.srv.metrics.octets.Add(float64(b.size))
-	return nil
-}
-
-func (s *session) logMessage(env *mta.Envelope, size int64, r *mta.Reply, took time.Duration) {
-	if !s.log.Enabled(s.ctx, slog.LevelInfo) {
-		return
-	}
-	attrs := []slog.Attr{
-		slog.Any("peer", s.w.remote), slog.String("helo", printable(env.Peer.Helo)), slog.String("from", env.From.String()),
-		slog.Int("recipients", len(env.Rcpts)), slog.Int64("size", size), slog.Duration("took", took),
-	}
-	if r.Code >= 400 {
-		attrs = append(attrs, slog.Int("code", r.Code), slog.String("reply", r.String()))
-		s.log.LogAttrs(s.ctx, slog.LevelInfo, "message refused", attrs...)
-		return
-	}
-	attrs = append(attrs, slog.String("id", env.ID.String()), slog.String("to", recipientList(env)), slog.String("proto", env.Peer.Proto))
-	s.log.LogAttrs(s.ctx, slog.LevelInfo, "message accepted", attrs...)
-}
-
-// recipientList names the first recipients of a message for the log.
-func recipientList(env *mta.Envelope) string {
-	const most = 10
-	var b strings.Builder
-	for i := range env.Rcpts {
-		if i == most {
-			fmt.Fprintf(&b, " and %d more", len(env.Rcpts)-most)
-			break
-		}
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(env.Rcpts[i].Addr.String())
-	}
-	return b.String()
 }

@@ -113,7 +113,7 @@ func TestConfigFaults(t *testing.T) {
 		TLS: TLS{Certificates: []Certificate{{Cert: "x"}}}, ACME: ACME{Enabled: true, Directory: "http://x"}, ContentFloor: -1,
 	}
 	want := "hostname listen[0] listen[1].hide[0] max_message_size max_recipients bare_newline contact max_connections " +
-		"max_per_network max_per_minute max_errors max_refused command_timeout content_window content_floor pregreet.action " +
+		"max_per_network max_per_minute max_errors max_refused max_unknown max_inline_per_client command_timeout content_window content_floor pregreet.action " +
 		"tls.certificates[0] state_dir acme.listen acme.directory"
 	var got []string
 	for _, f := range cfg.Validate() {

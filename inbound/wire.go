@@ -71,9 +71,10 @@ type wire struct {
 	held    *command // what ended a BDAT message, still to be obeyed
 	content *content // the message that is coming in, from DATA or BDAT to go-smtp's reply
 	answer  *mta.Reply
+	theirs  bool // answer is the primary's
 	mute    bool // go-smtp's next reply is for nobody
 
-	errors, refused, junk int
+	errors, refused, unknown, junk int
 
 	ended  bool // the last word was said, or the client is gone
 	closed bool
@@ -366,8 +367,8 @@ func (w *wire) Write(p []byte) (int, error) {
 
 // translate decides what the client hears when go-smtp says this.
 func (w *wire) translate(code int, text []byte) {
-	answer := w.answer
-	w.answer = nil
+	answer, theirs := w.answer, w.theirs
+	w.answer, w.theirs = nil, false
 	switch {
 	case w.mute:
 		w.mute = false
@@ -377,7 +378,7 @@ func (w *wire) translate(code int, text []byte) {
 		w.end(mta.NewReply(421, "4.3.0", "local trouble, please try again later"))
 	case answer != nil:
 		w.owed = w.owed || w.cmd.verb == verbDATA || w.cmd.verb == verbBDAT
-		w.reply(w.cmd.verb, answer)
+		w.respond(w.cmd.verb, answer, theirs)
 	case code == 250 && w.cmd.verb == verbEHLO:
 		w.out = appendEHLO(w.out, w.srv.cfg.Hostname, w.offered())
 	case code == 250 && w.cmd.verb == verbHELO:
@@ -390,8 +391,11 @@ func (w *wire) translate(code int, text []byte) {
 	}
 }
 
-// reply sends a reply and keeps count of what the client does wrong.
-func (w *wire) reply(verb string, r *mta.Reply) {
+// reply sends a reply of ours.
+func (w *wire) reply(verb string, r *mta.Reply) { w.respond(verb, r, false) }
+
+// respond sends a reply, the primary's word for word, and keeps count of what the client does wrong.
+func (w *wire) respond(verb string, r *mta.Reply, theirs bool) {
 	if w.ended {
 		return
 	}
@@ -403,9 +407,13 @@ func (w *wire) reply(verb string, r *mta.Reply) {
 		w.end(r)
 		return
 	}
-	w.out = appendReply(w.out, withContact(r, w.srv.cfg.Contact))
+	contact := w.srv.cfg.Contact
+	if theirs {
+		contact = ""
+	}
+	w.out = appendReply(w.out, withContact(r, contact))
 	if tooMany {
-		w.log.Info("too many refusals", "peer", w.remote, "errors", w.errors, "refused", w.refused)
+		w.log.Info("too many refusals", "peer", w.remote, "errors", w.errors, "refused", w.refused, "unknown", w.unknown)
 		w.end(mta.NewReply(421, "4.7.0", "too many refused commands or recipients"))
 		return
 	}
@@ -417,11 +425,13 @@ func (w *wire) reply(verb string, r *mta.Reply) {
 // count adds a refusal to the connection's account, lets the client wait for it if there were many, and tells when
 // there were too many.
 func (w *wire) count(verb string, r *mta.Reply) bool {
-	unknown := verb == verbRCPT && (r.Permanent() || r.Code == 450)
+	refused := verb == verbRCPT && (r.Permanent() || r.Code == 450)
 	switch {
 	case w.srv.trusts(w.remote.Addr()):
 		return false
-	case unknown:
+	case refused && saysUnknown(r):
+		w.unknown++
+	case refused:
 		w.refused++
 	case r.Permanent():
 		w.errors++
@@ -429,10 +439,16 @@ func (w *wire) count(verb string, r *mta.Reply) bool {
 		return false
 	}
 	cfg := &w.srv.cfg
-	if w.errors*2 >= cfg.MaxErrors || w.refused*2 >= cfg.MaxRefused {
+	if w.errors*2 >= cfg.MaxErrors || w.refused*2 >= cfg.MaxRefused || w.unknown*2 >= cfg.MaxUnknown {
 		w.srv.wait(cfg.Tarpit)
 	}
-	return w.errors >= cfg.MaxErrors || w.refused >= cfg.MaxRefused
+	return w.errors >= cfg.MaxErrors || w.refused >= cfg.MaxRefused || w.unknown >= cfg.MaxUnknown
+}
+
+// saysUnknown tells whether a refusal of RCPT is of an address that does not exist. Primaries without status codes say so by
+// 550 alone.
+func saysUnknown(r *mta.Reply) bool {
+	return strings.HasSuffix(r.Enhanced, ".1.1") || r.Enhanced == "" && r.Code == 550
 }
 
 // peer is who we talk to, for the envelope.
