@@ -1,5 +1,5 @@
-// Package peer runs real mail programs for tests: Postfix as a primary or as a sender, from Debian's packages, on
-// loopback, each with a configuration and a queue of its own.
+// Package peer runs real mail programs for tests: Postfix as a primary or as a sender, content filters, databases, from
+// Debian's packages, on loopback, each with a configuration and files of its own.
 //
 // Tests that need one call Require first. Without UNDERSTUDY_PEERS=1 in the environment such a test is skipped; with
 // it, a program that is missing is a failure. CI sets it.

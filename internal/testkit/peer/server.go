@@ -80,17 +80,26 @@ func (s *server) Start() {
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+	s.listening(s.Addr)
+}
+
+// listening waits until it takes connections at addr.
+func (s *server) listening(addr string) {
+	s.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) { // a real process: only its port tells
-		c, err := net.Dial("tcp", s.Addr)
+		c, err := net.Dial("tcp", addr)
 		if err == nil {
 			c.Close()
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("%s does not listen at %s: %v\n%s", s.argv[0], s.Addr, err, s.said.String())
+			s.t.Fatalf("%s does not listen at %s: %v\n%s", s.argv[0], addr, err, s.said.String())
 		}
 	}
 }
+
+// Log is what it wrote.
+func (s *server) Log() string { return s.said.String() }
 
 // Stop stops it if it runs, and returns when it is gone.
 func (s *server) Stop() {
