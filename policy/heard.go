@@ -42,7 +42,7 @@ func (p *Policy) Heard(ctx context.Context, env *mta.Envelope, to mta.Recipient,
 // doubted tells whether a refusal is not to be believed, and raises the alarm if it looks as if the primary had
 // forgotten its recipients. While the alarm is on, refusals that are believed by now keep it on.
 func (p *Policy) doubted(ctx context.Context, s *state, q question, r mta.Reply, now time.Time) bool {
-	fragile := p.deps.Fragile != nil && p.deps.Fragile(q.dest)
+	fragile := p.fragile(q.dest)
 	if !fragile && !p.doubts.on(q.dest) || !p.knows(ctx, s, q, now) {
 		return false
 	}
@@ -63,6 +63,9 @@ func (p *Policy) doubted(ctx context.Context, s *state, q question, r mta.Reply,
 		slog.String("reply", r.String()), slog.Bool("believed", !fragile))
 	return fragile
 }
+
+// fragile tells whether the refusals of a domain's primary are to be doubted.
+func (p *Policy) fragile(domain string) bool { return p.deps.Fragile != nil && p.deps.Fragile(domain) }
 
 // knows tells whether a list, a database, the primary's own earlier word or the configuration names the recipient
 // himself: not only his domain.

@@ -369,6 +369,9 @@ func (p *Policy) Learn(to mta.Path, reply mta.Reply, how How) {
 	}
 	now := time.Now()
 	said := lessonOf(reply)
+	if (said == missing || said == maybeMissing) && p.fragile(q.dest) {
+		said = nothing // a server that lost its users would have us refuse real people for days
+	}
 	if said == exists && base != "" && p.learned.exists(q.dest, base, now) {
 		return // mailing lists make an extended address for each message
 	}

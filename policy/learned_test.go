@@ -90,9 +90,12 @@ func (s *table) Delete(_ context.Context, _, key string) error {
 	return nil
 }
 
-func (s *table) Scan(_ context.Context, _, _, _ string, _ int, f func(string, []byte, uint64) error) error {
+func (s *table) Scan(_ context.Context, ns, _, _ string, _ int, f func(string, []byte, uint64) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if ns != stateNamespace {
+		return nil
+	}
 	for k, v := range s.m {
 		if err := f(k, v, 1); err != nil {
 			return err

@@ -33,7 +33,7 @@ type Limits struct {
 
 func defaultLimits() Limits {
 	return Limits{
-		ClientMessagesPerMinute: 1000, ClientRecipientsPerMinute: 5000, ClientUnknownPerMinute: 100, SenderRecipientsPerMinute: 20_000,
+		ClientMessagesPerMinute: 1000, ClientRecipientsPerMinute: 5000, ClientUnknownPerMinute: 200, SenderRecipientsPerMinute: 20_000,
 		Burst:   5 * time.Minute,
 		Trusted: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 	}
