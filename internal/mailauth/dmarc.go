@@ -1,0 +1,142 @@
+package mailauth
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"understudy/internal/mta"
+)
+
+// authors holds the domains of the From field against what SPF and DKIM proved. With several, the worst result counts,
+// and the message is aligned only if all are.
+func (v *Verifier) authors(ctx context.Context, domains []string, auth mta.Auth) (mta.AuthResult, bool) {
+	if len(domains) == 0 {
+		return mta.AuthResult{Result: "none"}, false
+	}
+	d := &discovery{ctx: ctx, resolver: v.resolver, method: v.cfg.OrganizationalDomain, asked: map[string]answer{}}
+	var worst mta.AuthResult
+	all := true
+	for i, author := range domains {
+		r, aligned := d.evaluate(author, auth)
+		all = all && aligned
+		if i == 0 || severity(r) > severity(worst) {
+			worst = r
+		}
+	}
+	return worst, all
+}
+
+func severity(r mta.AuthResult) int {
+	switch r.Result {
+	case "fail":
+		return 3 + slices.Index(policies, r.Reason)
+	case "temperror":
+		return 2
+	case "permerror":
+		return 1
+	}
+	return 0
+}
+
+// evaluate is DMARC for one author's domain (RFC 9989, 5.3).
+func (d *discovery) evaluate(author string, auth mta.Auth) (mta.AuthResult, bool) {
+	result := mta.AuthResult{Domain: author}
+	r, err := d.applied(author)
+	if err != nil {
+		result.Result, result.Reason = "temperror", "the policy can't be asked for now"
+		return result, anyOf(auth, "pass", func(_ bool, domain string) bool { return domain == author })
+	}
+	if r == nil {
+		result.Result = "none"
+		return result, anyOf(auth, "pass", func(_ bool, domain string) bool { return domain == author })
+	}
+	aligned, err := d.aligned(author, r, auth, "pass")
+	unsure := false
+	if !aligned && err == nil { // RFC 9989, 5.3.6: who can't be asked now has neither passed nor failed
+		unsure, err = d.aligned(author, r, auth, "temperror")
+	}
+	policy, applies := "", true
+	if !aligned && !unsure && err == nil {
+		policy, applies, err = r.asks(author, func() (bool, error) { return d.exists(author) })
+	}
+	switch {
+	case aligned:
+		result.Result = "pass"
+		result.Reason, _, _ = r.asks(author, func() (bool, error) { return true, nil })
+	case err != nil || unsure:
+		result.Result, result.Reason = "temperror", "the DNS gave no answer"
+	case !applies:
+		result.Result, result.Reason = "permerror", "the record names no policy"
+	default:
+		result.Result, result.Reason = "fail", policy
+	}
+	return result, aligned
+}
+
+// anyOf reports whether a domain with that result, of SPF or of a signature, meets the condition.
+func anyOf(auth mta.Auth, result string, is func(bySPF bool, domain string) bool) bool {
+	if auth.SPF.Result == result && auth.SPF.Domain != "" && is(true, auth.SPF.Domain) {
+		return true
+	}
+	for _, k := range auth.DKIM {
+		if k.Result == result && k.Domain != "" && is(false, k.Domain) {
+			return true
+		}
+	}
+	return false
+}
+
+// aligned reports whether an identifier with that result speaks for the author (RFC 9989, 4.4). The error is that a
+// question on the way had no answer, and no other identifier was enough.
+func (d *discovery) aligned(author string, r *record, auth mta.Auth, result string) (bool, error) {
+	if anyOf(auth, result, func(_ bool, domain string) bool { return domain == author }) {
+		return true, nil
+	}
+	if r.strictSPF && r.strictDKIM || !anyOf(auth, result, func(bool, string) bool { return true }) {
+		return false, nil
+	}
+	org, _, err := d.organizational(author)
+	if err != nil {
+		return false, err
+	}
+	var failed error
+	ok := anyOf(auth, result, func(bySPF bool, domain string) bool {
+		if bySPF && r.strictSPF || !bySPF && r.strictDKIM || !within(domain, org) {
+			return false
+		}
+		other, _, err := d.organizational(domain)
+		if err != nil {
+			failed = err
+			return false
+		}
+		return other == org
+	})
+	if ok {
+		return true, nil
+	}
+	return false, failed
+}
+
+// within reports a domain that is parent or below it.
+func within(domain, parent string) bool {
+	return domain == parent || strings.HasSuffix(domain, "."+parent)
+}
+
+// dmarcFindings are what DMARC says against a message, with the weights that hold unless a domain says otherwise. A
+// policy of none changes nothing (RFC 9989, 5.4).
+func dmarcFindings(r mta.AuthResult) []mta.Finding {
+	if r.Result != "fail" {
+		return nil
+	}
+	f := mta.Finding{Text: "DMARC: this is not from " + clean(r.Domain), Status: "7.1"}
+	switch r.Reason {
+	case "reject":
+		f.Name, f.Weight, f.Action = "dmarc:reject", 8, mta.Reject
+	case "quarantine":
+		f.Name, f.Weight, f.Action = "dmarc:quarantine", 5, mta.Mark
+	default:
+		f.Name = "dmarc:none-fail"
+	}
+	return []mta.Finding{f}
+}
