@@ -37,6 +37,8 @@ type Config struct {
 	BytesPerSecond    mta.Size `yaml:"bytes_per_second"`
 	// What makes the breaker open.
 	Breaker Breaker `yaml:"breaker"`
+	// Sessions over which a primary that is up judges mail as it comes in.
+	Inline InlineConfig `yaml:"inline"`
 	// Tell primaries of clients with private and loopback addresses too. For tests only: such an address can be one that the
 	// primary trusts.
 	AllowPrivateClients bool `yaml:"allow_private_clients"`
@@ -74,6 +76,7 @@ func DefaultConfig() Config {
 		Expire:          30 * 24 * time.Hour,
 		ReportsPerHour:  360,
 		Breaker:         Breaker{Share: 0.2, Results: 20, Streak: 5, RetryAfter: 15 * time.Minute},
+		Inline:          defaultInline(),
 	}
 }
 
@@ -102,6 +105,7 @@ func (c *Config) Validate() []mta.Fault {
 	add(c.Breaker.Results < 1, "breaker.results", "%d: must be at least 1", c.Breaker.Results)
 	add(c.Breaker.Streak < 1, "breaker.streak", "%d: must be at least 1", c.Breaker.Streak)
 	add(c.Breaker.RetryAfter < 0, "breaker.retry_after", "%s: must not be negative", c.Breaker.RetryAfter)
+	c.Inline.validate(add)
 	for i, s := range c.Source {
 		_, err := netip.ParseAddr(s)
 		add(err != nil, fmt.Sprintf("source[%d]", i), "%q: is not an IP address", s)

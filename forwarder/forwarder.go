@@ -44,6 +44,7 @@ type Forwarder struct {
 	kick    chan struct{}
 	out     leases
 	settler *settler
+	pools   *pools
 
 	mu       sync.Mutex
 	cfg      Config
@@ -91,6 +92,7 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Forwarder, error) {
 		dialer.Source = append(dialer.Source, a)
 	}
 	f.dialer = &dialer
+	f.pools = newPools(f)
 	f.m = newMetrics(d.Metrics, f)
 	f.settler = newSettler(f)
 	return f, nil
@@ -119,6 +121,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	background.Go(f.settler.run)
 	background.Go(func() { f.keep(work, end) })
 	background.Go(func() { f.expire(ctx) })
+	routes.Go(func() { f.pools.run(ctx, work) })
 	f.dispatch(ctx, work, &routes)
 	grace := time.AfterFunc(f.config().ShutdownGrace, func() { cut(errors.New("stopping")) })
 	routes.Wait()

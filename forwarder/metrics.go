@@ -11,6 +11,7 @@ type metrics struct {
 	settle   prometheus.Histogram
 	faults   prometheus.Counter
 	trips    prometheus.Counter
+	inline   *inlineMetrics
 }
 
 func newMetrics(reg prometheus.Registerer, f *Forwarder) *metrics {
@@ -42,5 +43,6 @@ func newMetrics(reg prometheus.Registerer, f *Forwarder) *metrics {
 	if reg != nil {
 		reg.MustRegister(m.results, m.sessions, m.delay, m.settle, m.faults, m.trips, running)
 	}
+	m.inline = newInlineMetrics(reg, f)
 	return m
 }

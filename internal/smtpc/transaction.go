@@ -198,10 +198,13 @@ func (t *Transaction) lastWords(ctx context.Context, werr error) (mta.Reply, err
 	return r, nil
 }
 
+// Idle reports that the primary has nothing of the transaction to forget.
+func (t *Transaction) Idle() bool { return !t.asked || t.ended }
+
 // Abort ends the transaction, so that the session can have another one. An error has ended the session.
 func (t *Transaction) Abort(ctx context.Context) error {
 	c := t.c
-	if !t.asked || t.ended {
+	if t.Idle() {
 		return nil
 	}
 	t.ended = true
