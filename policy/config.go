@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"understudy/internal/filter"
+	"understudy/internal/mailauth"
 	"understudy/internal/mta"
 )
 
@@ -39,6 +41,19 @@ type Config struct {
 
 	// Parity says how our verdicts are measured against the primary's.
 	Parity Parity `yaml:"parity"`
+
+	// Judge is how mail is judged that we take in the primary's place.
+	Judge Judge `yaml:"judge"`
+
+	// Auth bounds SPF, DKIM and DMARC.
+	Auth mailauth.Config `yaml:"auth"`
+
+	// Filters are the content filters that judge mail, each of which may refuse it.
+	Filters []filter.Config `yaml:"filters"`
+
+	// HindsightAfter is how long a message must have waited to be judged again before it is handed over: lists and
+	// filters know more by then. 0: none is.
+	HindsightAfter time.Duration `yaml:"hindsight_after"`
 }
 
 // Learned says how long the primaries' own replies to RCPT are remembered, and how they are asked for. Times are those
@@ -71,6 +86,7 @@ func DefaultConfig() Config {
 		AmnesiaWindow: 15 * time.Minute,
 		Limits:        defaultLimits(),
 		Parity:        Parity{Sample: 0.1, AlarmBypass: 0.01, AlarmMessages: 50, Keep: 90 * day},
+		Judge:         defaultJudge(), Auth: mailauth.DefaultConfig(), HindsightAfter: 15 * time.Minute,
 	}
 }
 
@@ -101,6 +117,7 @@ func (c *Config) Validate() []mta.Fault {
 	}
 	faults = append(faults, below("limits", c.Limits.Validate())...)
 	faults = append(faults, below("parity", c.Parity.Validate())...)
+	faults = append(faults, c.judgeFaults()...)
 	return append(faults, below("learned", c.Learned.Validate())...)
 }
 

@@ -36,6 +36,9 @@ type Domain struct {
 
 	// WhileUp says what becomes of mail that comes to us while a primary of the domain takes mail.
 	WhileUp WhileUp `yaml:"while_up"`
+
+	// Judge is what the domain has otherwise than policy.judge.
+	Judge Rules `yaml:"judge"`
 }
 
 // WhileUp is what becomes of mail that comes to us while a primary takes mail.
@@ -112,7 +115,7 @@ func (d *Domain) Validate() []mta.Fault {
 			faults = append(faults, mta.NewFault(index("sources", i), "%s is named twice", name))
 		}
 	}
-	return faults
+	return append(faults, below("judge", d.Judge.Validate())...)
 }
 
 // CheckDomains reports what does not fit together: sources and domains that do not exist. Keys begin with the domain.
@@ -124,6 +127,9 @@ func CheckDomains(cfg Config, domains map[string]Domain) []mta.Fault {
 			if _, ok := cfg.Sources[s]; !ok && s != learnedSource {
 				faults = append(faults, mta.NewFault(name+"."+index("sources", i), "there is no source %q: name one of policy.sources", s))
 			}
+		}
+		for _, f := range checkFilters(d.Judge.Filters, filterNames(cfg.Filters)) {
+			faults = append(faults, mta.NewFault(name+".judge."+f.Key, "%s", f.Text))
 		}
 		if d.AliasOf != "" {
 			if text := checkAlias(name, d.AliasOf, domains); text != "" {

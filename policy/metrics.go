@@ -12,6 +12,7 @@ type metrics struct {
 	answers  *prometheus.CounterVec
 	looks    *prometheus.CounterVec
 	callouts *prometheus.CounterVec
+	judged   *prometheus.CounterVec
 	roads    *prometheus.CounterVec
 	limited  *prometheus.CounterVec
 	fixed    map[string]*verdictCounters // of what decides when no list does
@@ -38,6 +39,7 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 	m := &metrics{
 		answers:  counter("recipients_total", "Recipients that were decided about, by what decided and how.", "source", "verdict"),
 		looks:    counter("source_looks_total", "Looks at sources of recipients, by source and result (ok, failed).", "source", "result"),
+		judged:   counter("judged_total", "Judgements of mail that is kept here, by step (rcpt, content, hindsight) and action.", "step", "action"),
 		callouts: counter("callouts_total", "Questions to primaries about a recipient, by what was learned.", "result"),
 		roads:    counter("roads_total", "Recipients by the way that their mail takes (inline, spooled), or deferred because the primary takes mail itself.", "road"),
 		limited:  counter("limited_total", "Recipients that were put off because their client network or sender domain brings too much, by limit.", "limit"),
@@ -49,7 +51,7 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, m.roads, m.limited, newAges(p)} {
+	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, m.judged, m.roads, m.limited, newAges(p)} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("policy: metrics: %w", err)
 		}

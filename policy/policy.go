@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"understudy/internal/dnsbl"
+	"understudy/internal/filter"
 	"understudy/internal/mta"
 )
 
@@ -38,6 +40,11 @@ type Deps struct {
 	Fragile func(domain string) bool
 	// Parity is told of our verdict and the primary's reply for the same mail. nil: nobody counts. It must not block.
 	Parity func(mta.Pair)
+	// Resolver asks the DNS about clients and senders. nil: nobody does, and what needs it is not looked at.
+	Resolver Resolver
+	// PrimaryNames are the names of a domain's primaries: an Authentication-Results field in such a name is only theirs
+	// to write. nil: they are not known.
+	PrimaryNames func(domain string) []string
 }
 
 // Policy decides about mail. Its methods may be called at any time from any goroutine.
@@ -49,8 +56,14 @@ type Policy struct {
 	limits  *limits
 	tuples  *tuples
 	doubts  *doubts
-	wake    chan struct{} // something is due earlier than Run knows
-	state   atomic.Pointer[state]
+
+	lists    *dnsbl.Lists
+	filters  *filter.Set
+	greylist *greylist
+	judging  atomic.Pointer[judging]
+
+	wake  chan struct{} // something is due earlier than Run knows
+	state atomic.Pointer[state]
 
 	mu      sync.Mutex // held while a next state is built; guards what follows
 	cfg     Config
@@ -77,6 +90,9 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Policy, error) {
 	p.limits, p.tuples, p.doubts = newLimits(), newTuples(), newDoubts()
 	var err error
 	if p.metrics, err = newMetrics(d.Metrics, p); err != nil {
+		return nil, err
+	}
+	if err := p.startJudging(); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -130,6 +146,7 @@ func (p *Policy) Load(ctx context.Context) error {
 	p.lookAt(ctx, now)
 	p.recallLearned(ctx)
 	p.recallTuples(ctx)
+	p.recallGreylist(ctx)
 	return nil
 }
 
@@ -221,6 +238,9 @@ func (p *Policy) Reload(ctx context.Context, cfg Config, domains map[string]Doma
 		}
 		p.log.LogAttrs(ctx, slog.LevelError, "recipient list can't be read, the old one stays in force", slog.Any("err", faults))
 	}
+	if err := p.rejudge(cfg, domains); err != nil {
+		return err
+	}
 	p.replaceSources(p.makeSources(ctx, cfg, domains))
 	p.cfg, p.domains, p.files = cfg, maps.Clone(domains), files
 	p.learned.reload(cfg.Learned, domains)
@@ -303,7 +323,11 @@ func (p *Policy) Recipient(ctx context.Context, env *mta.Envelope, to mta.Path) 
 		}
 		return mta.Recipient{}, reply
 	}
-	return mta.Recipient{Addr: q.to, Dest: q.dest}, nil
+	r := mta.Recipient{Addr: q.to, Dest: q.dest}
+	if reply := p.before(ctx, env, r); reply != nil {
+		return mta.Recipient{}, reply
+	}
+	return r, nil
 }
 
 var errNotLoaded = errors.New("policy: recipients are not loaded")

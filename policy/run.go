@@ -23,6 +23,9 @@ func (p *Policy) Run(ctx context.Context) error {
 	var g sync.WaitGroup
 	defer g.Wait()
 	g.Go(func() { p.remembering(ctx) })
+	if p.deps.Resolver != nil {
+		g.Go(func() { p.lists.Run(ctx) })
+	}
 	looks, callouts := make(chan struct{}, maxLooks), make(chan struct{}, maxCallouts)
 	for {
 		now := time.Now()
@@ -125,9 +128,11 @@ func (p *Policy) remembering(ctx context.Context) {
 		case <-tick.C:
 			p.remember(ctx)
 			p.rememberTuples(ctx)
+			p.rememberGreylist(ctx)
 		case <-ctx.Done():
 			p.remember(context.WithoutCancel(ctx))
 			p.rememberTuples(context.WithoutCancel(ctx))
+			p.rememberGreylist(context.WithoutCancel(ctx))
 			return
 		}
 	}

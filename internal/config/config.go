@@ -138,6 +138,9 @@ func (c *Config) paths() []*string {
 	for i := range c.Inbound.TLS.Certificates {
 		paths = append(paths, &c.Inbound.TLS.Certificates[i].Cert, &c.Inbound.TLS.Certificates[i].Key)
 	}
+	for i := range c.Policy.Filters {
+		paths = append(paths, c.Policy.Filters[i].Files()...)
+	}
 	for i := range c.Spool.OldKeyFiles {
 		paths = append(paths, &c.Spool.OldKeyFiles[i])
 	}
