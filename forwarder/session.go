@@ -155,6 +155,7 @@ func (s *session) take(now time.Time) (*job, none) {
 		return nil, none{over: true}
 	}
 	if pause := max(r.messages.wait(now), r.bytes.wait(now)); pause > 0 && r.shelf.n > 0 {
+		r.ramp.starved()
 		return nil, none{pause: pause}
 	}
 	j := r.shelf.take(s.key)
@@ -164,6 +165,8 @@ func (s *session) take(now time.Time) (*job, none) {
 	if j == nil {
 		if r.shelf.n > 0 { // others wait for a session of their own
 			r.dismiss(s)
+		} else {
+			r.ramp.starved()
 		}
 		return nil, none{more: r.more, over: s.off}
 	}
@@ -275,7 +278,7 @@ func (s *session) took(now time.Time, window int) {
 	}
 	r.mu.Lock()
 	before := r.ramp.limit
-	r.ramp.ok()
+	r.ramp.ok(now, r.sessions)
 	grown := r.ramp.limit > before
 	r.last = now
 	r.mu.Unlock()
