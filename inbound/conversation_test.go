@@ -29,15 +29,19 @@ import (
 //	<- * EHLO            the server must send the reply to EHLO, however long
 //	end                  the server must end the connection
 //	spooled TEXT         the next message in the spool must be described so (see describe)
+//	passed TEXT          the next message that the primary took, or may have taken, likewise
+//	config inline yes    mail for example.org goes inline (see scripted)
 //
 // The greeting, and with STARTTLS the first EHLO and the handshake, are not in the file. At the end the client hangs
-// up, and the spool must hold nothing else.
+// up, and neither the spool nor the primary must hold anything else.
 type conversation struct {
 	config      [][2]string
 	skip        map[string]bool
 	onlySecured bool
 	steps       []step
 	spooled     []string
+	passed      []string
+	inline      bool
 }
 
 type step struct {
@@ -70,6 +74,7 @@ func (c *conversation) add(n int, line string) error {
 	case "config":
 		key, value, _ := strings.Cut(text, " ")
 		c.config = append(c.config, [2]string{key, value})
+		c.inline = c.inline || key == "inline"
 	case "skip":
 		for way := range strings.FieldsSeq(text) {
 			c.skip[way] = true
@@ -112,6 +117,8 @@ func (c *conversation) add(n int, line string) error {
 		c.steps = append(c.steps, step{n, "end", ""})
 	case "spooled":
 		c.spooled = append(c.spooled, text)
+	case "passed":
+		c.passed = append(c.passed, text)
 	default:
 		return fmt.Errorf("unknown operation %q", op)
 	}
@@ -136,6 +143,7 @@ func (c *conversation) configure(t *testing.T, cfg *Config) {
 			cfg.MaxRefused = n
 		case "max_unknown":
 			cfg.MaxUnknown = n
+		case "inline":
 		case "contact":
 			cfg.Contact = kv[1]
 		case "requiretls":
@@ -251,7 +259,11 @@ func (c *conversation) replay(t *testing.T, file, way string, secured bool) {
 		ln = bytewise{ln}
 	}
 	cfg.Listen[0].Address = "systemd"
+	primary := &scripted{}
 	r := start(t, cfg, func(d *Deps) {
+		if c.inline {
+			d.Relay, d.Judge = primary, &testJudge{}
+		}
 		d.Sockets = map[string][]net.Listener{"smtp": {ln}}
 		d.Recovered = recovered
 		d.Domains = func() []string { return []string{"example.org", "sub.example.org", "example.com"} }
@@ -272,7 +284,9 @@ func (c *conversation) replay(t *testing.T, file, way string, secured bool) {
 		talk.conn.Close()
 	}
 	r.end(t)
-	c.checkSpool(t, r.spool.all())
+	check(t, "spooled", r.spool.all(), c.spooled)
+	check(t, "passed", primary.all(), c.passed)
+	primary.checkIdle(t)
 }
 
 func recovered(_ context.Context, domain string) error {
@@ -341,17 +355,17 @@ func (c *conversation) ends() bool {
 	return len(c.steps) > 0 && c.steps[len(c.steps)-1].op == "end"
 }
 
-func (c *conversation) checkSpool(t *testing.T, messages []spooled) {
+func check(t *testing.T, what string, messages []spooled, want []string) {
 	t.Helper()
 	for i, m := range messages {
 		got := describe(t, m)
-		if i >= len(c.spooled) {
-			t.Errorf("spooled besides: %s", got)
-		} else if got != c.spooled[i] {
-			t.Errorf("spooled\n%s, want\n%s", got, c.spooled[i])
+		if i >= len(want) {
+			t.Errorf("%s besides: %s", what, got)
+		} else if got != want[i] {
+			t.Errorf("%s\n%s, want\n%s", what, got, want[i])
 		}
 	}
-	for i := len(messages); i < len(c.spooled); i++ {
-		t.Errorf("not spooled: %s", c.spooled[i])
+	for i := len(messages); i < len(want); i++ {
+		t.Errorf("not %s: %s", what, want[i])
 	}
 }

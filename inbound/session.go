@@ -40,6 +40,9 @@ func (s *Server) newSession(c *smtp.Conn) (smtp.Session, error) {
 
 // Reset ends the transaction.
 func (s *session) Reset() {
+	if s.inline.tx != nil && s.w.owed {
+		s.w.flush() // the sender need not wait until the session with the primary is given back
+	}
 	s.abort()
 	s.env, s.size, s.roomy, s.road, s.inline = nil, 0, nil, mta.Spooled, inline{}
 }
