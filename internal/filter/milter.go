@@ -9,6 +9,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/emersion/go-milter"
 
@@ -29,7 +30,14 @@ const milterSteps = milter.OptNoConnect | milter.OptNoHelo | milter.OptNoMailFro
 // milterClient asks a milter, over a connection for each message: the client, HELO and envelope are told anew.
 type milterClient struct {
 	name, address string
+	old           atomic.Bool // it speaks an older version of the protocol, with fewer options (before 6)
 }
+
+// The options that were there in version 2.
+const (
+	oldActions = 0x3f
+	oldSteps   = 0x7f
+)
 
 // milterTalk is one message's conversation.
 type milterTalk struct {
@@ -60,16 +68,37 @@ type dialFunc func() (net.Conn, error)
 
 func (f dialFunc) Dial(string, string) (net.Conn, error) { return f() }
 
-// begin connects and negotiates.
-func (c *milterClient) begin(ctx context.Context, m *message) (*milterTalk, error) {
+// open connects and negotiates, once more if the milter turns out to be old.
+func (c *milterClient) open(ctx context.Context, m *message) (*milterTalk, error) {
+	old := c.old.Load()
 	cn, err := dial(ctx, c.address)
 	if err != nil {
 		return nil, err
 	}
+	t, err := begin(cn, m, old)
+	if old || !errors.Is(err, milter.ErrUnsupportedMilterVersion) {
+		return t, err
+	}
+	if cn, err = dial(ctx, c.address); err != nil {
+		return nil, err
+	}
+	if t, err = begin(cn, m, true); err == nil {
+		c.old.Store(true)
+	}
+	return t, err
+}
+
+// begin negotiates. It owns cn, also where it fails.
+func begin(cn *conn, m *message, old bool) (*milterTalk, error) {
+	actions, steps := milterActions, milterSteps
+	if old {
+		actions, steps = actions&oldActions, steps&oldSteps
+	}
 	t := &milterTalk{m: m, conn: &boundedConn{conn: cn, left: m.content.Size + 1<<20}}
 	client := milter.NewClientWithOptions("", "", milter.ClientOptions{ // no time-outs: the context's hold
-		Dialer: dialFunc(func() (net.Conn, error) { return t.conn, nil }), ActionMask: milterActions, ProtocolMask: milterSteps,
+		Dialer: dialFunc(func() (net.Conn, error) { return t.conn, nil }), ActionMask: actions, ProtocolMask: steps,
 	})
+	var err error
 	if t.ClientSession, err = client.Session(); err != nil {
 		cn.Close()
 		return nil, err
@@ -84,7 +113,7 @@ func (t *milterTalk) end() {
 }
 
 func (c *milterClient) ping(ctx context.Context) error {
-	t, err := c.begin(ctx, &message{env: &mta.Envelope{}})
+	t, err := c.open(ctx, &message{env: &mta.Envelope{}})
 	if err != nil {
 		return err
 	}
@@ -93,7 +122,7 @@ func (c *milterClient) ping(ctx context.Context) error {
 }
 
 func (c *milterClient) scan(ctx context.Context, m *message) ([]mta.Finding, error) {
-	t, err := c.begin(ctx, m)
+	t, err := c.open(ctx, m)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +143,7 @@ type milterVerdict struct {
 }
 
 func (v *milterVerdict) findings(name string) []mta.Finding {
-	if v == nil || v.action == mta.Accept {
+	if v.action == mta.Accept {
 		return nil
 	}
 	f := mta.Finding{Name: "milter:" + name, Action: v.action, Status: v.status, Text: v.text, Detail: line(v.detail, maxDetail)}
@@ -132,11 +161,11 @@ var milterTexts = map[mta.Action]string{
 }
 
 // run leads through the steps of a session until the milter has decided.
-func (t *milterTalk) run() (*milterVerdict, error) {
+func (t *milterTalk) run() (milterVerdict, error) {
 	for _, step := range []func() (*milter.Action, error){t.connect, t.helo, t.mail} {
 		act, err := step()
 		if err != nil {
-			return nil, err
+			return milterVerdict{}, err
 		}
 		if v, done := milterDecision(act); done {
 			return v, nil
@@ -148,9 +177,9 @@ func (t *milterTalk) run() (*milterVerdict, error) {
 	}
 	v, err := t.content()
 	if err != nil {
-		return nil, err
+		return milterVerdict{}, err
 	}
-	if mark != nil && (v == nil || v.action < mark.action) {
+	if v.action < mark.action {
 		return mark, nil
 	}
 	return v, nil
@@ -224,13 +253,13 @@ func (t *milterTalk) mail() (*milter.Action, error) {
 
 // rcpts tells the recipients. Refusing all refuses the message; where it refuses some we have answered for them long
 // ago, so the message is marked: the primary's own milter refuses them in its turn. Done: the milter wants no more.
-func (t *milterTalk) rcpts() (v *milterVerdict, done bool, err error) {
-	var refused *milterVerdict
+func (t *milterTalk) rcpts() (v milterVerdict, done bool, err error) {
+	var refused milterVerdict
 	n := 0
 	for i := range t.m.env.Rcpts {
 		act, err := t.rcpt(&t.m.env.Rcpts[i])
 		if err != nil {
-			return nil, false, err
+			return milterVerdict{}, false, err
 		}
 		v, decided := milterDecision(act)
 		if decided && v.action < mta.Defer { // about the whole message
@@ -239,15 +268,14 @@ func (t *milterTalk) rcpts() (v *milterVerdict, done bool, err error) {
 		if !decided {
 			continue
 		}
-		n++
-		if refused == nil || v.action < refused.action {
+		if n++; n == 1 || v.action < refused.action {
 			refused = v // of all recipients' replies the mildest: some of them may be taken later
 		}
 	}
-	if refused == nil || n == len(t.m.env.Rcpts) {
-		return refused, refused != nil, nil
+	if n == 0 || n == len(t.m.env.Rcpts) {
+		return refused, n > 0, nil
 	}
-	mark := &milterVerdict{action: mta.Mark, detail: fmt.Sprintf("refuses %d of %d recipients: %s", n, len(t.m.env.Rcpts), refused.text)}
+	mark := milterVerdict{action: mta.Mark, detail: fmt.Sprintf("refuses %d of %d recipients: %s", n, len(t.m.env.Rcpts), refused.text)}
 	return mark, false, nil
 }
 
@@ -271,10 +299,10 @@ func (t *milterTalk) macros(code milter.Code, kv ...string) error {
 }
 
 // content sends header and body, and asks for the decision.
-func (t *milterTalk) content() (*milterVerdict, error) {
+func (t *milterTalk) content() (milterVerdict, error) {
 	body, err := t.m.open()
 	if err != nil {
-		return nil, err
+		return milterVerdict{}, err
 	}
 	defer body.Close()
 	id := []string{"i", t.m.env.ID.String()}
@@ -283,11 +311,11 @@ func (t *milterTalk) content() (*milterVerdict, error) {
 		return v, err
 	}
 	if err := t.macros(milter.CodeEOH, id...); err != nil {
-		return nil, err
+		return milterVerdict{}, err
 	}
 	act, err := t.HeaderEnd()
 	if err != nil {
-		return nil, err
+		return milterVerdict{}, err
 	}
 	if v, done := milterDecision(act); done {
 		return v, nil
@@ -296,11 +324,11 @@ func (t *milterTalk) content() (*milterVerdict, error) {
 		return v, err
 	}
 	if err := t.macros(milter.CodeEOB, id...); err != nil {
-		return nil, err
+		return milterVerdict{}, err
 	}
 	wants, act, err := t.End()
 	if err != nil {
-		return nil, err
+		return milterVerdict{}, err
 	}
 	v, _ := milterDecision(act)
 	return milterWishes(v, wants), nil
@@ -308,15 +336,15 @@ func (t *milterTalk) content() (*milterVerdict, error) {
 
 // header sends the fields, one of our own first: what authentication gave, for milters that judge by it. Folded lines
 // are separated by LF alone, as milters get them from every mail server.
-func (t *milterTalk) header(h *fields) (*milterVerdict, bool, error) {
+func (t *milterTalk) header(h *fields) (milterVerdict, bool, error) {
 	lead := ""
 	if t.ProtocolOption(milter.OptHeaderLeadingSpace) {
 		lead = " "
 	}
-	send := func(name, value string) (*milterVerdict, bool, error) {
+	send := func(name, value string) (milterVerdict, bool, error) {
 		act, err := t.HeaderField(name, value)
 		if err != nil {
-			return nil, false, err
+			return milterVerdict{}, false, err
 		}
 		v, done := milterDecision(act)
 		return v, done, nil
@@ -329,7 +357,7 @@ func (t *milterTalk) header(h *fields) (*milterVerdict, bool, error) {
 	for {
 		name, value, ok, err := h.next()
 		if !ok || err != nil {
-			return nil, false, err
+			return milterVerdict{}, false, err
 		}
 		if lead == "" {
 			value = strings.TrimPrefix(value, " ")
@@ -341,22 +369,22 @@ func (t *milterTalk) header(h *fields) (*milterVerdict, bool, error) {
 }
 
 // body sends the rest in chunks.
-func (t *milterTalk) body(r io.Reader) (*milterVerdict, bool, error) {
+func (t *milterTalk) body(r io.Reader) (milterVerdict, bool, error) {
 	if t.ProtocolOption(milter.OptNoBody) {
-		return nil, false, nil
+		return milterVerdict{}, false, nil
 	}
 	buf := make([]byte, milter.MaxBodyChunk)
 	for {
 		n, err := io.ReadFull(r, buf)
 		if n == 0 && err == io.EOF {
-			return nil, false, nil
+			return milterVerdict{}, false, nil
 		}
 		if err != nil && err != io.ErrUnexpectedEOF {
-			return nil, false, err
+			return milterVerdict{}, false, err
 		}
 		act, err := t.BodyChunk(buf[:n])
 		if err != nil {
-			return nil, false, err
+			return milterVerdict{}, false, err
 		}
 		if v, done := milterDecision(act); done {
 			return v, true, nil
@@ -364,30 +392,27 @@ func (t *milterTalk) body(r io.Reader) (*milterVerdict, bool, error) {
 	}
 }
 
-// milterAccepts is the decision that nothing speaks against the message.
-var milterAccepts = &milterVerdict{}
-
 // milterDecision tells what an answer means for the message; not done: go on. What it would discard is quarantined.
-func milterDecision(a *milter.Action) (v *milterVerdict, done bool) {
+func milterDecision(a *milter.Action) (v milterVerdict, done bool) {
 	switch a.Code {
 	case milter.ActContinue:
-		return nil, false
+		return milterVerdict{}, false
 	case milter.ActAccept:
-		return milterAccepts, true
+		return milterVerdict{}, true
 	case milter.ActReject:
-		return &milterVerdict{action: mta.Reject}, true
+		return milterVerdict{action: mta.Reject}, true
 	case milter.ActDiscard:
-		return &milterVerdict{action: mta.Quarantine, detail: "would discard the message"}, true
+		return milterVerdict{action: mta.Quarantine, detail: "would discard the message"}, true
 	case milter.ActReplyCode:
 		return milterReply(a), true
 	}
-	return &milterVerdict{action: mta.Defer}, true // tempfail
+	return milterVerdict{action: mta.Defer}, true // tempfail
 }
 
 // milterReply takes a reply of the milter's own. One that is no refusal is not fit to be said, so it defers.
-func milterReply(a *milter.Action) *milterVerdict {
+func milterReply(a *milter.Action) milterVerdict {
 	r := mta.ParseReply(a.SMTPCode, a.SMTPText)
-	v := &milterVerdict{action: mta.Defer, text: line(r.Text, maxText), detail: "replies " + a.SMTPText}
+	v := milterVerdict{action: mta.Defer, text: line(r.Text, maxText), detail: "replies " + a.SMTPText}
 	if r.Permanent() {
 		v.action = mta.Reject
 	}
@@ -399,26 +424,22 @@ func milterReply(a *milter.Action) *milterVerdict {
 
 // milterWishes adds what a milter that takes the message wants done to it: a quarantine is kept, and a field that says
 // that it is spam, or another subject, is a mark. All else is for the primary's own milter to do.
-func milterWishes(v *milterVerdict, wants []milter.ModifyAction) *milterVerdict {
-	if v != nil && v.action > mta.Quarantine {
+func milterWishes(v milterVerdict, wants []milter.ModifyAction) milterVerdict {
+	if v.action > mta.Quarantine {
 		return v
-	}
-	best := milterVerdict{}
-	if v != nil {
-		best = *v
 	}
 	for i := range wants {
 		w := &wants[i]
 		switch {
 		case w.Code == milter.ActQuarantine:
-			if best.action < mta.Quarantine {
-				best = milterVerdict{action: mta.Quarantine, detail: "quarantine: " + w.Reason}
+			if v.action < mta.Quarantine {
+				v = milterVerdict{action: mta.Quarantine, detail: "quarantine: " + w.Reason}
 			}
-		case best.action < mta.Mark && isMark(w):
-			best = milterVerdict{action: mta.Mark, detail: w.HeaderName + ": " + w.HeaderValue}
+		case v.action < mta.Mark && isMark(w):
+			v = milterVerdict{action: mta.Mark, detail: w.HeaderName + ": " + w.HeaderValue}
 		}
 	}
-	return &best
+	return v
 }
 
 // isMark tells the fields by which milters mark spam from the many that they add to all mail.
