@@ -106,7 +106,8 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 		return err
 	}
 	d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), policy.Deps{
-		Log: log, Metrics: reg, Events: d.alerts.Raise, State: d.tables, Callout: d.callout,
+		Log: log, Metrics: reg, Events: d.alerts.Raise, State: d.tables, Callout: d.callout, Resolver: resolver,
+		Up: func(domain string) bool { return d.prober.Up(domain) }, Fragile: d.fragile, PrimaryNames: d.primaryNames,
 	})
 	if err != nil {
 		return err
@@ -124,15 +125,15 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	d.fwd, err = forwarder.New(cfg.Forwarder, cfg.ForwarderDomains(), forwarder.Deps{
 		Queue: d.store, Routes: d.prober, Health: d.prober, Dialer: d.dialer, LeaseLost: spool.ErrLeaseLost,
 		STS:    &forwarder.STS{TXT: resolver.LookupTXT, Keep: d.tables},
-		Events: d.alerts.Raise, Ended: d.ended, Proof: proof,
+		Events: d.alerts.Raise, Ended: d.ended, Proof: proof, Hindsight: d.policy.Hindsight, HindsightAfter: d.policy.HindsightAfter,
 		Log: log, Metrics: reg,
 	})
 	if err != nil {
 		return err
 	}
 	d.in, err = inbound.New(cfg.Inbound, inbound.Deps{
-		Spool: &intake{d.store, d.prober, d.fwd}, Policy: d.policy, Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs,
-		Domains: d.domains, Bounds: d.prober.Bounds, Connected: d.prober.HintFrom, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
+		Spool: &intake{d.store, d.prober, d.fwd}, Policy: d.policy, Judge: d.policy, Relay: relay{d.fwd},
+		Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs, Domains: d.domains, Bounds: d.prober.Bounds, Connected: d.prober.HintFrom, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
 	})
 	if err != nil {
 		return err

@@ -58,8 +58,39 @@ func (s *intake) Put(ctx context.Context, env *mta.Envelope, body io.Reader) err
 	return nil
 }
 
-// ended learns from the drain which recipients exist. A refusal that the forwarder did not believe teaches nothing.
+// relay is the forwarder's inline road as inbound sees it.
+type relay struct{ fwd *forwarder.Forwarder }
+
+func (r relay) Begin(ctx context.Context, env *mta.Envelope, dest string) (inbound.Transaction, error) {
+	t, err := r.fwd.Inline(ctx, env, dest)
+	if err != nil {
+		return nil, err // and no typed nil
+	}
+	return t, nil
+}
+
+// fragile tells whether the refusals of a domain's primary are to be doubted.
+func (d *Daemon) fragile(domain string) bool {
+	return time.Since(d.prober.Recovered(domain)) < d.policy.AmnesiaWindow() || d.fwd.Broken(domain)
+}
+
+// primaryNames are the host names of a domain's primaries, as last looked up.
+func (d *Daemon) primaryNames(domain string) []string {
+	st, _ := d.prober.Domain(domain)
+	var names []string
+	for _, key := range slices.Concat(st.Tiers...) {
+		if p, err := mta.ParsePrimary(key); err == nil {
+			names = append(names, p.Host)
+		}
+	}
+	return names
+}
+
+// ended learns from the drain which recipients exist, and how our verdict compares with the primary's. A refusal that the forwarder did not believe teaches nothing.
 func (d *Daemon) ended(e forwarder.Ended) {
+	if e.Step != smtpc.StepNone {
+		d.policy.Settled(e.Envelope, e.Hindsight, e.Rcpt, e.Outcome, e.Reply, e.Step == smtpc.StepRCPT)
+	}
 	switch {
 	case e.Outcome == mta.Delivered:
 		d.policy.Learn(e.Rcpt.Addr, e.Reply, policy.ByDelivery)
