@@ -12,16 +12,15 @@ import (
 
 // inline is what a transaction has to do with the primary.
 type inline struct {
-	tx      Transaction // nil: none is open
-	dest    string      // whose primary
-	refused error       // Begin's refusal: MAIL is asked once for each destination
-	heard   time.Time   // when the primary was last heard of
+	tx      Transaction // nil: none is open, or none any more because the sender was slow
+	refused error       // Begin's refusal: MAIL is asked once
 	left    string      // the step at which the primary went away: begin, rcpt or content; from then on all is spooled
 }
 
-// patience is how long after its last reply a primary may have closed the session because of us: a session that was lost
-// then is no sign that it is away.
-const patience = 30 * time.Second
+// patience is how long a primary is kept waiting for a slow sender. Then its session is for others, and the transaction is
+// opened anew when the sender has come to the point. Busy primaries end sessions soon (Postfix under stress after 10
+// seconds): without this, slowness would be a way around them.
+const patience = 8 * time.Second
 
 // relay asks the primary about a recipient.
 func (s *session) relay(r mta.Recipient) (*mta.Reply, error) {
@@ -31,15 +30,15 @@ func (s *session) relay(r mta.Recipient) (*mta.Reply, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, rcptLimit)
 	defer cancel()
 	if s.inline.tx == nil {
-		if err := s.begin(ctx, r.Dest); err != nil {
-			return s.refusedBegin(err)
+		if err := s.open(ctx); err != nil {
+			return s.notOpened(err)
 		}
 	}
 	reply, err := s.inline.tx.Rcpt(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("inbound: inline recipient %s: %w", r.Addr, err)
 	}
-	s.inline.heard = time.Now()
+	s.w.tiredAt = time.Now().Add(patience)
 	s.srv.metrics.inline.recipients.of(reply.Code).Inc()
 	if aboutUs(reply) {
 		return s.disturbed("rcpt", reply), nil
@@ -54,31 +53,50 @@ func (s *session) relay(r mta.Recipient) (*mta.Reply, error) {
 	return inOurName(said, s.srv.cfg.Hostname), nil
 }
 
-// begin opens the transaction with a primary of dest, if the client's network may have one more.
-func (s *session) begin(ctx context.Context, dest string) error {
-	if s.inline.refused != nil && s.inline.dest == dest {
+// open opens the transaction, for the first time or with the recipients that the primary took before.
+func (s *session) open(ctx context.Context) error {
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	for _, r := range s.env.Rcpts {
+		reply, err := s.inline.tx.Rcpt(ctx, r)
+		if err != nil {
+			return fmt.Errorf("inbound: inline recipient %s again: %w", r.Addr, err)
+		}
+		if !taken(reply) {
+			s.abort()
+			return notAgain
+		}
+	}
+	s.w.tiredAt = time.Now().Add(patience)
+	return nil
+}
+
+// begin opens the transaction with a primary, if the client's network may have one more.
+func (s *session) begin(ctx context.Context) error {
+	if s.inline.refused != nil {
 		return s.inline.refused
 	}
-	s.inline.dest, s.inline.refused = dest, nil
 	a := s.w.remote.Addr()
 	if !s.srv.gate.enterInline(a, s.srv.trusts(a)) {
 		s.srv.metrics.inline.crowded.Inc()
 		return crowded
 	}
-	tx, err := s.srv.deps.Relay.Begin(ctx, s.env, dest)
+	tx, err := s.srv.deps.Relay.Begin(ctx, s.env, s.dest)
 	if err != nil {
 		s.srv.gate.leaveInline(a, s.srv.trusts(a))
-		return fmt.Errorf("inbound: inline transaction for %s: %w", dest, err)
+		return fmt.Errorf("inbound: inline transaction for %s: %w", s.dest, err)
 	}
-	s.inline.tx, s.inline.heard = tx, time.Now()
+	s.inline.tx = tx
+	s.w.tired, s.w.tiredAt = s.pause, time.Now().Add(patience)
 	s.srv.metrics.inline.open.Inc()
 	return nil
 }
 
-// refusedBegin is the answer to RCPT when no transaction could be opened. What refused MAIL would do so again.
-func (s *session) refusedBegin(err error) (*mta.Reply, error) {
+// notOpened is the answer when no transaction could be opened. What refused MAIL would do so again.
+func (s *session) notOpened(err error) (*mta.Reply, error) {
 	r, ok := errors.AsType[*mta.Reply](err)
-	if !ok || errors.Is(err, mta.ErrAway) || r == crowded {
+	if !ok || errors.Is(err, mta.ErrAway) || r == crowded || r == notAgain {
 		return nil, err
 	}
 	s.inline.refused = err
@@ -90,7 +108,7 @@ func (s *session) refusedBegin(err error) (*mta.Reply, error) {
 
 // disturbed keeps from the sender what the primary said of us.
 func (s *session) disturbed(step string, r mta.Reply) *mta.Reply {
-	s.log.LogAttrs(s.ctx, slog.LevelWarn, "primary refused our command", slog.String("dest", s.inline.dest), slog.String("step", step),
+	s.log.LogAttrs(s.ctx, slog.LevelWarn, "primary refused our command", slog.String("dest", s.dest), slog.String("step", step),
 		slog.Int("code", r.Code), slog.String("reply", r.String()))
 	return disturbed
 }
@@ -101,10 +119,16 @@ func (s *session) abort() {
 		return
 	}
 	s.inline.tx.Abort()
-	s.inline.tx = nil
+	s.inline.tx, s.w.tired = nil, nil
 	a := s.w.remote.Addr()
 	s.srv.gate.leaveInline(a, s.srv.trusts(a))
 	s.srv.metrics.inline.open.Dec()
+}
+
+// pause gives the session with the primary back for now: the sender is slow.
+func (s *session) pause() {
+	s.srv.metrics.inline.paused.Inc()
+	s.abort()
 }
 
 // leave takes the spool's road for what is left of the transaction. Recipients that the primary took stay taken.
@@ -112,7 +136,7 @@ func (s *session) leave(step string, err error) {
 	s.abort()
 	s.road, s.inline.left = mta.Spooled, step
 	s.srv.metrics.inline.left.WithLabelValues(step).Inc()
-	s.log.LogAttrs(s.ctx, slog.LevelInfo, "primary went away", slog.String("dest", s.inline.dest), slog.String("step", step),
+	s.log.LogAttrs(s.ctx, slog.LevelInfo, "primary went away", slog.String("dest", s.dest), slog.String("step", step),
 		slog.Any("peer", s.w.remote), slog.Any("err", err))
 }
 
@@ -125,20 +149,20 @@ func (s *session) handOn(m *incoming) (*mta.Reply, error) {
 	}
 	ctx, cancel := context.WithTimeout(s.srv.base(), sendLimit)
 	defer cancel()
-	c, begun := m.body.edited(edit, m.trace), time.Now()
-	final, err := s.inline.tx.Send(ctx, c)
-	if errors.Is(err, mta.ErrAway) && begun.Sub(s.inline.heard) > patience {
-		if final, err = s.again(ctx, m.env, c); errors.Is(err, errNotTaken) {
-			return notAgain, nil
+	begun := time.Now()
+	if s.inline.tx == nil {
+		if err := s.open(ctx); err != nil {
+			return s.notOpened(err)
 		}
 	}
+	final, err := s.inline.tx.Send(ctx, m.body.edited(edit, m.trace))
 	s.srv.metrics.inline.send.Observe(time.Since(begun).Seconds())
 	if errors.Is(err, mta.ErrAway) {
 		return nil, err
 	}
 	if err != nil {
 		s.srv.metrics.inline.unsure.Inc()
-		s.log.LogAttrs(s.ctx, slog.LevelWarn, "primary did not confirm", slog.String("id", m.env.ID.String()), slog.String("dest", s.inline.dest),
+		s.log.LogAttrs(s.ctx, slog.LevelWarn, "primary did not confirm", slog.String("id", m.env.ID.String()), slog.String("dest", s.dest),
 			slog.String("from", m.env.From.String()), slog.Any("peer", s.w.remote), slog.Any("err", err))
 		return unsure, nil
 	}
@@ -148,29 +172,4 @@ func (s *session) handOn(m *incoming) (*mta.Reply, error) {
 	}
 	m.final = &final
 	return inOurName(final, s.srv.cfg.Hostname), nil
-}
-
-// errNotTaken says that a primary refuses now a recipient that it took before.
-var errNotTaken = errors.New("recipient is refused now")
-
-// again opens the transaction anew, once: the content came in slowly, and a primary does not wait for ever. So nobody
-// gets around the primary's verdict by being slow.
-func (s *session) again(ctx context.Context, env *mta.Envelope, c mta.Content) (mta.Reply, error) {
-	s.abort()
-	if err := s.begin(ctx, s.inline.dest); err != nil {
-		if _, refused := errors.AsType[*mta.Reply](err); refused && !errors.Is(err, mta.ErrAway) {
-			return mta.Reply{}, errNotTaken
-		}
-		return mta.Reply{}, err
-	}
-	for _, r := range env.Rcpts {
-		reply, err := s.inline.tx.Rcpt(ctx, r)
-		if err != nil {
-			return mta.Reply{}, err
-		}
-		if !taken(reply) {
-			return mta.Reply{}, errNotTaken
-		}
-	}
-	return s.inline.tx.Send(ctx, c)
 }

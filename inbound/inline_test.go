@@ -22,6 +22,7 @@ type scripted struct {
 	most     int      // of them at once
 	rcpts    int
 
+	known func(local string) bool                                      // if set, who is
 	begin func() error                                                 // if set, decides instead
 	send  func(ctx context.Context, content string) (mta.Reply, error) // likewise
 }
@@ -66,9 +67,12 @@ func (p *scripted) Begin(_ context.Context, env *mta.Envelope, dest string) (Tra
 func (t *scriptedTransaction) Rcpt(_ context.Context, r mta.Recipient) (mta.Reply, error) {
 	t.p.mu.Lock()
 	t.p.rcpts++
+	known := t.p.known
 	t.p.mu.Unlock()
 	local := r.Addr.Local
 	switch {
+	case known != nil && !known(local):
+		return mta.ParseReply(550, "5.1.1 unknown"), nil
 	case t.aborted:
 		return mta.Reply{}, errors.New("used after Abort")
 	case local == "unknown", local == "amnesia", strings.HasPrefix(local, "guess"):

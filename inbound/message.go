@@ -100,7 +100,7 @@ func (s *session) take(b *body) error {
 		if !c.whole() && b.size+int64(len(run)) > limit {
 			return s.tooLarge()
 		}
-		if b.size >= next && (s.inline.tx == nil || s.srv.files.Load() > maxInlineFiles) {
+		if b.size >= next && (s.road != mta.Inline || s.srv.files.Load() > maxInlineFiles) {
 			next = b.size + roomStep
 			if err := s.stillRoom(next); err != nil {
 				return err
@@ -136,7 +136,7 @@ func (s *session) finish(m *incoming) (*mta.Reply, error) {
 	m.env.Received = time.Now()
 	m.env.ID = mta.NewID(m.env.Received)
 	m.trace = received(m.env, s.srv.cfg.Hostname)
-	if s.inline.tx != nil {
+	if s.road == mta.Inline {
 		reply, err := s.handOn(m)
 		if !errors.Is(err, mta.ErrAway) {
 			return reply, err
@@ -210,7 +210,7 @@ func (s *session) logMessage(m *incoming, r *mta.Reply) {
 		attrs = append(attrs, slog.String("verdict", v.Action.String()), slog.Float64("score", v.Score))
 	}
 	if m.final != nil {
-		attrs = append(attrs, slog.String("dest", s.inline.dest), slog.String("by", "primary"))
+		attrs = append(attrs, slog.String("dest", s.dest), slog.String("by", "primary"))
 	}
 	if m.final != nil || !taken(*r) {
 		attrs = append(attrs, slog.Int("code", r.Code), slog.String("reply", r.String()))
@@ -227,7 +227,7 @@ func (s *session) logMessage(m *incoming, r *mta.Reply) {
 	s.log.LogAttrs(s.ctx, slog.LevelInfo, "message accepted", attrs...)
 	if s.inline.left != "" {
 		s.log.LogAttrs(s.ctx, slog.LevelInfo, "judged here and spooled, for the primary went away", slog.String("id", env.ID.String()),
-			slog.String("dest", s.inline.dest), slog.String("step", s.inline.left))
+			slog.String("dest", s.dest), slog.String("step", s.inline.left))
 	}
 }
 

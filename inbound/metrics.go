@@ -22,6 +22,7 @@ type inlineMetrics struct {
 	left       *prometheus.CounterVec // step
 	unsure     prometheus.Counter
 	crowded    prometheus.Counter
+	paused     prometheus.Counter
 	send       prometheus.Histogram
 }
 
@@ -70,6 +71,9 @@ func newInlineMetrics(reg prometheus.Registerer) inlineMetrics {
 		crowded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "understudy_inbound_inline_crowded_total", Help: "Recipients that were deferred because their sender's network had too many transactions.",
 		}),
+		paused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "understudy_inbound_inline_paused_total", Help: "Transactions that were given back to be opened anew, because their senders were slow.",
+		}),
 		send: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "understudy_inbound_inline_send_seconds", Help: "How long a primary took for the content and its final reply.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 30, 90},
@@ -78,7 +82,7 @@ func newInlineMetrics(reg prometheus.Registerer) inlineMetrics {
 	for _, step := range []string{"begin", "rcpt", "content"} {
 		m.left.WithLabelValues(step)
 	}
-	reg.MustRegister(m.open, m.recipients.vec, m.messages.vec, m.left, m.unsure, m.crowded, m.send)
+	reg.MustRegister(m.open, m.recipients.vec, m.messages.vec, m.left, m.unsure, m.crowded, m.paused, m.send)
 	return m
 }
 

@@ -27,6 +27,7 @@ type session struct {
 	env    *mta.Envelope // the transaction; nil outside of one
 	size   int64         // as declared at MAIL; 0 if not
 	roomy  map[string]bool
+	dest   string // where its recipients are placed
 	road   mta.Road
 	inline inline
 }
@@ -44,7 +45,8 @@ func (s *session) Reset() {
 		s.w.flush() // the sender need not wait until the session with the primary is given back
 	}
 	s.abort()
-	s.env, s.size, s.roomy, s.road, s.inline = nil, 0, nil, mta.Spooled, inline{}
+	s.env, s.size, s.roomy = nil, 0, nil
+	s.dest, s.road, s.inline = "", mta.Spooled, inline{}
 }
 
 // Logout ends the session.
@@ -213,16 +215,17 @@ func (s *session) place(to mta.Path) (mta.Recipient, mta.Road, error) {
 	if err != nil {
 		return r, road, fmt.Errorf("inbound: admit %s: %w", to, err)
 	}
-	if s.srv.deps.Relay == nil || s.inline.left != "" {
+	if s.srv.deps.Relay == nil || s.inline.left != "" && s.dest == r.Dest {
 		road = mta.Spooled
 	}
-	if rcpts := s.env.Rcpts; len(rcpts) > 0 && (rcpts[0].Dest != r.Dest || s.road != road) {
+	if s.dest == r.Dest && s.road == road {
+		return r, road, nil
+	}
+	if len(s.env.Rcpts) > 0 {
 		return r, road, otherRoad
 	}
-	if s.inline.dest != r.Dest || road != mta.Inline {
-		s.abort() // of a primary that took no recipient
-	}
-	s.road = road
+	s.abort() // of a primary that took no recipient
+	s.dest, s.road, s.inline = r.Dest, road, inline{}
 	return r, road, nil
 }
 

@@ -11,24 +11,33 @@ import (
 // out, in which no server can see another end once it is dot-stuffed again.
 func TestNothingIsSmuggled(t *testing.T) {
 	for _, newline := range []BareNewline{NormalizeNewlines, RejectBareNewlines} {
-		for _, secured := range []bool{false, true} {
+		for _, way := range []struct{ secured, inline bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
 			cfg := testConfig(t)
 			cfg.BareNewline, cfg.MaxErrors = newline, 1000
-			r := start(t, cfg, nil)
+			primary := &scripted{}
+			r := start(t, cfg, func(d *Deps) {
+				if way.inline {
+					d.Relay, d.Judge = primary, &testJudge{}
+				}
+			})
+			all := r.spool.all
+			if way.inline {
+				all = primary.all
+			}
 			c := dial(t, r.addr())
 			c.want("220")
-			if secured {
+			if way.secured {
 				c.startTLS(nil)
 			}
 			c.say("EHLO x", "250")
 			for _, v := range testkit.Smuggling() {
-				before := len(r.spool.all())
+				before := len(all())
 				c.transaction()
 				c.say("DATA", "354")
 				c.send(v.Octets("alice@example.org"))
 				reply := c.reply()
 				c.say("NOOP", "250 2.0.0 done") // so there was one reply
-				taken := r.spool.all()[before:]
+				taken := all()[before:]
 				if refused := strings.HasPrefix(reply, "550 5.6.0"); refused && newline == RejectBareNewlines && len(taken) == 0 {
 					continue
 				}

@@ -71,8 +71,10 @@ type wire struct {
 	held    *command // what ended a BDAT message, still to be obeyed
 	content *content // the message that is coming in, from DATA or BDAT to go-smtp's reply
 	answer  *mta.Reply
-	theirs  bool // answer is the primary's
-	mute    bool // go-smtp's next reply is for nobody
+	theirs  bool   // answer is the primary's
+	mute    bool   // go-smtp's next reply is for nobody
+	tired   func() // somebody else waits for this client; may be nil
+	tiredAt time.Time
 
 	errors, refused, unknown, junk int
 
@@ -205,9 +207,9 @@ func (w *wire) fill(deadline time.Time, inContent bool) error {
 	w.flush()
 	w.makeRoom(inContent)
 	for {
-		until := deadline
+		until := w.untilTired(deadline)
 		if w.large != nil && !inContent {
-			until = time.Now().Add(min(keepLarge, time.Until(deadline)))
+			until = time.Now().Add(min(keepLarge, time.Until(until)))
 		}
 		w.raw.SetReadDeadline(until)
 		if w.srv.closing.Load() && !inContent { // after the deadline was set: poke is not lost
@@ -226,13 +228,25 @@ func (w *wire) fill(deadline time.Time, inContent bool) error {
 			w.lost(err)
 			return io.ErrUnexpectedEOF
 		}
-		if time.Now().Before(deadline) { // poked, or only the large buffer's time is up
+		if time.Now().Before(deadline) { // poked, or the time of the large buffer or of who waits is up
 			w.shrink(inContent)
 			continue
 		}
 		w.end(mta.NewReply(421, "4.4.2", "waited too long for you"))
 		return errEnded
 	}
+}
+
+// untilTired is the deadline, or when somebody else ceases to wait for the client if that is sooner.
+func (w *wire) untilTired(deadline time.Time) time.Time {
+	switch {
+	case w.tired == nil:
+	case !time.Now().Before(w.tiredAt):
+		w.tired()
+	case w.tiredAt.Before(deadline):
+		return w.tiredAt
+	}
+	return deadline
 }
 
 // makeRoom sees to it that in has room for a read: a small buffer for a command, a large one for content.
