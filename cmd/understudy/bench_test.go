@@ -3,9 +3,12 @@ package main
 import (
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
 	"testing"
+	"time"
 
+	"understudy/internal/testkit"
 	"understudy/internal/testkit/peer"
 )
 
@@ -57,4 +60,43 @@ func source(b *testing.B, addr string, more []string) {
 	}
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+}
+
+// BenchmarkInline is the latency of one message, connection and all, as its sender sees it: given to a real Postfix
+// directly, and through us while that Postfix is up, with 0 and 20 ms between whoever talks to Postfix and Postfix.
+func BenchmarkInline(b *testing.B) {
+	for _, rtt := range []time.Duration{0, 20 * time.Millisecond} {
+		primary := peer.NewPostfix(b, map[string]string{"virtual_mailbox_maps": "", "virtual_transport": "discard", "smtpd_client_connection_rate_limit": "0"})
+		primary.Start()
+		addr := primary.Addr
+		if rtt > 0 {
+			addr = testkit.NewDelay(b, primary.Addr, rtt).Addr()
+		}
+		s := newServer(b, fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}\nlog: {level: warn}\n", addr))
+		s.start()
+		s.untilPrimary("up")
+		for _, way := range []struct{ name, addr string }{{"direct", addr}, {"through_us", s.smtp}} {
+			b.Run(fmt.Sprintf("%v/%s", rtt, way.name), func(b *testing.B) {
+				took := make([]time.Duration, 0, b.N)
+				for n := range b.N {
+					start := time.Now()
+					c, err := call(way.addr, "")
+					if err != nil {
+						b.Fatal(err)
+					}
+					answer, err := c.give("alice@example.net", "bob@example.org", undotted(n))
+					if err != nil || answer[0] != '2' {
+						b.Fatal(answer, err)
+					}
+					c.say("QUIT")
+					c.Close()
+					took = append(took, time.Since(start))
+				}
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
+			})
+		}
+		s.stop()
+		primary.Stop()
+	}
 }
