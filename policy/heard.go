@@ -29,13 +29,13 @@ func (p *Policy) Heard(ctx context.Context, env *mta.Envelope, to mta.Recipient,
 	if r.Permanent() && p.doubted(ctx, s, q, r, now) {
 		return *mta.NewReply(451, "4.3.0", "the mail server of %s may not know all its recipients yet, try again later", q.dest)
 	}
-	p.Learn(to.Addr, r, ByRcpt)
 	if r.Permanent() {
 		if mta.FateOf(r, true) == mta.RefusedRcpt {
 			p.limits.guessed(s.cfg.Limits, env, now)
 		}
-		p.refusedInline(ctx, s, q, env, r, now)
+		p.refusedInline(ctx, s, q, env, r, now) // before we have learned better
 	}
+	p.Learn(to.Addr, r, ByRcpt)
 	return r
 }
 

@@ -15,6 +15,7 @@ type metrics struct {
 	judged   *prometheus.CounterVec
 	roads    *prometheus.CounterVec
 	limited  *prometheus.CounterVec
+	shadows  *prometheus.CounterVec
 	fixed    map[string]*verdictCounters // of what decides when no list does
 }
 
@@ -43,6 +44,7 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 		callouts: counter("callouts_total", "Questions to primaries about a recipient, by what was learned.", "result"),
 		roads:    counter("roads_total", "Recipients by the way that their mail takes (inline, spooled), or deferred because the primary takes mail itself.", "road"),
 		limited:  counter("limited_total", "Recipients that were put off because their client network or sender domain brings too much, by limit.", "limit"),
+		shadows:  counter("shadows_total", "Messages that went inline and were to be judged beside the primary, by what became of that (judged, failed, busy).", "result"),
 	}
 	m.fixed = map[string]*verdictCounters{}
 	for _, source := range []string{byAlways, byAcceptAll, byUnknown, byRelay, byLearned} {
@@ -51,7 +53,7 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, m.judged, m.roads, m.limited, newAges(p)} {
+	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, m.judged, m.roads, m.limited, m.shadows, newAges(p)} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("policy: metrics: %w", err)
 		}

@@ -56,6 +56,7 @@ type Policy struct {
 	limits  *limits
 	tuples  *tuples
 	doubts  *doubts
+	shadows *shadows
 
 	lists    *dnsbl.Lists
 	filters  *filter.Set
@@ -88,6 +89,7 @@ func New(cfg Config, domains map[string]Domain, d Deps) (*Policy, error) {
 	}
 	p.learned = newLearned(cfg.Learned, wake)
 	p.limits, p.tuples, p.doubts = newLimits(), newTuples(), newDoubts()
+	p.shadows = newShadows()
 	var err error
 	if p.metrics, err = newMetrics(d.Metrics, p); err != nil {
 		return nil, err

@@ -23,6 +23,8 @@ func (p *Policy) Run(ctx context.Context) error {
 	var g sync.WaitGroup
 	defer g.Wait()
 	g.Go(func() { p.remembering(ctx) })
+	p.shadows.take(true)
+	g.Go(func() { p.shadowing(ctx) })
 	if p.deps.Resolver != nil {
 		g.Go(func() { p.lists.Run(ctx) })
 	}
