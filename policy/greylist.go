@@ -140,13 +140,6 @@ func (g *greylist) remove(k greyKey) {
 	delete(g.dirty, k)
 }
 
-// size is how many entries there are.
-func (g *greylist) size() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.entries)
-}
-
 // What is kept of an entry that passed: a version and two times in Unix seconds.
 const greyNamespace, greyVersion, greySize = "greylist", 1, 1 + 2*8
 

@@ -146,7 +146,7 @@ func (p *Policy) front(ctx context.Context, j *judging, env *mta.Envelope) (mta.
 	if j.stages[stageLists] && public {
 		g.Go(func() { asked[2] = listed(ctx, p.lists, env.Peer.Addr.Addr()) })
 	}
-	if j.stages[stageSender] {
+	if j.stages[stageSender] && !env.Peer.Addr.Addr().Unmap().IsLoopback() { // who is on this host is the operator's own
 		g.Go(func() { asked[3] = senderDomain(ctx, dns, env.From) })
 	}
 	if j.stages[stageSender] && public {
@@ -269,7 +269,10 @@ func (p *Policy) weighAll(ctx context.Context, j *judging, env *mta.Envelope, c 
 		if auth, more, err = j.verifier.Content(ctx, c, auth); err != nil {
 			return mta.Verdict{}, fmt.Errorf("policy: judge content: %w", err)
 		}
-		found = append(found, more...)
+		for _, f := range more {
+			f.Action = max(f.Action, stern[f.Name])
+			found = append(found, f)
+		}
 	}
 	if proved(env.From.DomainKey(), auth) {
 		found = without(found, func(name string) bool { return name == spoofOwn })
