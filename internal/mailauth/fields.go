@@ -25,7 +25,7 @@ func AuthenticationResults(hostname string, env *mta.Envelope, a mta.Auth) strin
 		}
 		b.WriteString(";\r\n\t" + method + "=" + word(r.Result))
 		if r.Result != "pass" && r.Reason != "" && method != "dmarc" {
-			b.WriteString(` reason="` + clean(r.Reason) + `"`)
+			b.WriteString(" (" + clean(r.Reason) + ")") // reason="…" is right, too, but rspamd reads no further
 		}
 		for i := 0; i < len(properties); i += 2 {
 			if properties[i+1] != "" {
@@ -34,10 +34,8 @@ func AuthenticationResults(hostname string, env *mta.Envelope, a mta.Auth) strin
 		}
 	}
 	n := b.Len()
-	// SpamAssassin reads only the last of several SPF results: that of the reverse-path.
-	if !env.From.IsNull() {
-		add("spf", a.Helo, "smtp.helo", plain(a.Helo.Domain))
-	}
+	// One SPF result only, though the RFC allows both: of several, SpamAssassin believes the one that passed, and anyone
+	// has a HELO name that passes. That of the HELO name is in Received-SPF.
 	if env.From.IsNull() {
 		add("spf", a.SPF, "smtp.helo", plain(a.SPF.Domain))
 	} else {
