@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, out, errw io.Writer, getenv func(st
 	f.StringVar(&a.token, "token-file", getenv("UNDERSTUDY_TOKEN_FILE"), "`FILE` with the bearer token for an admin URL")
 	f.BoolVar(&a.json, "json", false, "print JSON, for programs")
 	root.AddCommand(a.serveCmd(), a.checkCmd(), a.statusCmd(), a.queueCmd(), a.flushCmd(), a.reloadCmd(), a.probeCmd(),
-		a.maintenanceCmd(), a.holdDrainCmd(), a.resumeCmd(), a.outagesCmd(), a.alarmsCmd(), a.recipientsCmd(), a.spoolCmd(), a.demoCmd(), a.versionCmd())
+		a.maintenanceCmd(), a.holdDrainCmd(), a.resumeCmd(), a.outagesCmd(), a.alarmsCmd(), a.recipientsCmd(), a.parityCmd(), a.spoolCmd(), a.demoCmd(), a.versionCmd())
 	if err := root.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, errSaid) {
 			fmt.Fprintln(errw, "understudy:", err)

@@ -80,6 +80,7 @@ type Deps struct {
 	Health            Health
 	Forwarder         Forwarder
 	Recipients        Recipients
+	Parity            Parity // nil: nothing is compared
 	Reload            func(ctx context.Context) (Reloaded, error)
 	Alarms            func() []mta.Event // that are on now
 	Gatherer          prometheus.Gatherer
@@ -231,6 +232,7 @@ func (s *Server) mux() *http.ServeMux {
 	mux.HandleFunc("POST /v1/overrides", s.override)
 	mux.HandleFunc("DELETE /v1/overrides", s.endOverride)
 	mux.HandleFunc("GET /v1/outages", s.outages)
+	mux.HandleFunc("GET /v1/parity", s.parity)
 	mux.HandleFunc("GET /v1/alarms", s.alarms)
 	mux.HandleFunc("GET /v1/spool", s.usage)
 	mux.HandleFunc("POST /v1/spool/verify", s.verify)
