@@ -261,9 +261,10 @@ func (p *pool) forget(l *line) bool {
 
 // listen waits with a session. When the primary ends it, nobody is to find it.
 func (p *pool) listen(ctx context.Context, l *line) {
-	l.err = l.conn.Wait(ctx)
-	close(l.woken)
-	if l.err != nil {
+	err := l.conn.Wait(ctx)
+	l.err = err
+	close(l.woken) // if it lives it is someone else's from here on
+	if err != nil {
 		l.wake()
 		p.forget(l)
 	}
