@@ -18,7 +18,7 @@ func behind(p *peer.Postfix) string {
 }
 
 // added is what mail servers put above a message.
-var added = regexp.MustCompile(`\A(?:(?:Return-Path|X-Original-To|Delivered-To|Received):[^\n]*\n(?:[ \t][^\n]*\n)*)*`)
+var added = regexp.MustCompile(`\A(?:(?:Return-Path|X-Original-To|Delivered-To|Received|Authentication-Results|Received-SPF|X-Understudy-Verdict):[^\n]*\n(?:[ \t][^\n]*\n)*)*`)
 
 // delivered reads a Maildir message: which numbered one it is, and how many Received fields stand above it. It fails
 // the test if anything but added fields differs from what was sent.

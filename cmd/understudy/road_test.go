@@ -66,10 +66,11 @@ func sendOne(c *smtp.Client, to string, content []byte) error {
 	return w.Close()
 }
 
-// ours is the Received field that we add: from the start to the first line that does not continue it.
-var ours = regexp.MustCompile(`\AReceived: from [^\n]*\n(?:[ \t][^\n]*\n)*`)
+// ours are the fields that we add: what we found out about the sender, and Received.
+var ours = regexp.MustCompile(`\A(?:(?:Authentication-Results|Received-SPF|X-Understudy-Verdict): [^\n]*\n(?:[ \t][^\n]*\n)*)*` +
+	`Received: from [^\n]*\n(?:[ \t][^\n]*\n)*`)
 
-// untraced takes our Received field off, and says whether it was there.
+// untraced takes our fields off, and says whether it was there.
 func untraced(content []byte) ([]byte, bool) {
 	loc := ours.FindIndex(content)
 	if loc == nil {
@@ -188,7 +189,7 @@ func TestRepliesOfThePrimaryDecide(t *testing.T) {
 		return testkit.Action{}
 	})
 	p.Start()
-	s := newServer(t, acceptAll(p))
+	s := newServer(t, strings.Replace(acceptAll(p), "accept_all", "while_up: accept, accept_all", 1))
 	s.start()
 	c, err := smtp.Dial(s.smtp)
 	if err != nil {
