@@ -31,12 +31,12 @@ func (s *session) relay(r mta.Recipient) (*mta.Reply, error) {
 	defer cancel()
 	if s.inline.tx == nil {
 		if err := s.open(ctx); err != nil {
-			return s.notOpened(err)
+			return s.answered(err)
 		}
 	}
 	reply, err := s.inline.tx.Rcpt(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("inbound: inline recipient %s: %w", r.Addr, err)
+		return s.answered(fmt.Errorf("inbound: inline recipient %s: %w", r.Addr, err))
 	}
 	s.w.tiredAt = time.Now().Add(patience)
 	s.srv.metrics.inline.recipients.of(reply.Code).Inc()
@@ -82,10 +82,17 @@ func (s *session) begin(ctx context.Context) error {
 		s.srv.metrics.inline.crowded.Inc()
 		return crowded
 	}
+	if s.env.ID.IsZero() {
+		s.env.ID = mta.NewID(time.Now()) // so that the log of the other side knows it
+	}
 	tx, err := s.srv.deps.Relay.Begin(ctx, s.env, s.dest)
 	if err != nil {
 		s.srv.gate.leaveInline(a, s.srv.trusts(a))
-		return fmt.Errorf("inbound: inline transaction for %s: %w", s.dest, err)
+		err = fmt.Errorf("inbound: inline transaction for %s: %w", s.dest, err)
+		if _, refused := errors.AsType[*mta.Reply](err); refused && !errors.Is(err, mta.ErrAway) {
+			s.inline.refused = err
+		}
+		return err
 	}
 	s.inline.tx = tx
 	s.w.tired, s.w.tiredAt = s.pause, time.Now().Add(patience)
@@ -93,13 +100,13 @@ func (s *session) begin(ctx context.Context) error {
 	return nil
 }
 
-// notOpened is the answer when no transaction could be opened. What refused MAIL would do so again.
-func (s *session) notOpened(err error) (*mta.Reply, error) {
+// answered takes a reply out of an error of the relay: the primary's to MAIL, which may come with the first recipient, or
+// the relay's own. An error without one, or with one of ours, stays.
+func (s *session) answered(err error) (*mta.Reply, error) {
 	r, ok := errors.AsType[*mta.Reply](err)
 	if !ok || errors.Is(err, mta.ErrAway) || r == crowded || r == notAgain {
 		return nil, err
 	}
-	s.inline.refused = err
 	if aboutUs(*r) {
 		return s.disturbed("mail", *r), nil
 	}
@@ -152,7 +159,7 @@ func (s *session) handOn(m *incoming) (*mta.Reply, error) {
 	begun := time.Now()
 	if s.inline.tx == nil {
 		if err := s.open(ctx); err != nil {
-			return s.notOpened(err)
+			return s.answered(err)
 		}
 	}
 	final, err := s.inline.tx.Send(ctx, m.body.edited(edit, m.trace))

@@ -91,6 +91,8 @@ func (t *scriptedTransaction) Rcpt(_ context.Context, r mta.Recipient) (mta.Repl
 		return mta.ParseReply(503, "5.5.1 Error: need MAIL command"), nil
 	case local == "odd":
 		return mta.ParseReply(354, "go ahead"), nil
+	case local == "blocked":
+		return mta.Reply{}, fmt.Errorf("MAIL: %w", mta.NewReply(550, "5.7.1", "client host blocked"))
 	case local == "lost":
 		return mta.Reply{}, errReset
 	case local == "broken":

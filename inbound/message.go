@@ -134,7 +134,9 @@ func (s *session) stillRoom(size int64) error {
 // finish decides a whole message: by the primary's word, or by ours and the spool's.
 func (s *session) finish(m *incoming) (*mta.Reply, error) {
 	m.env.Received = time.Now()
-	m.env.ID = mta.NewID(m.env.Received)
+	if m.env.ID.IsZero() {
+		m.env.ID = mta.NewID(m.env.Received)
+	}
 	m.trace = received(m.env, s.srv.cfg.Hostname)
 	if s.road == mta.Inline {
 		reply, err := s.handOn(m)

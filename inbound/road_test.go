@@ -233,6 +233,19 @@ func TestShutdownGivesIdleTransactionsBack(t *testing.T) {
 	p.checkIdle(t)
 }
 
+// A primary that refuses MAIL is not asked again for each recipient.
+func TestRefusedMailIsAskedOnce(t *testing.T) {
+	r, p, _ := startInline(t, testConfig(t))
+	c := dial(t, r.addr()).hello()
+	c.say("MAIL FROM:<blocked@example.net>", "250")
+	for i := range 5 {
+		c.say(fmt.Sprintf("RCPT TO:<a%d@example.org>", i), "550 5.7.1 client host blocked")
+	}
+	if n := p.begun(); n != 1 {
+		t.Errorf("it was asked %d times", n)
+	}
+}
+
 // A refusal may be softened, but what the primary took is never refused, nor the reverse.
 func TestPolicyDoesNotContradictThePrimary(t *testing.T) {
 	r, p, j := startInline(t, testConfig(t))
