@@ -9,7 +9,13 @@
 //     good copy on disk (lastgood.go) and a guard against sudden losses (content.go); or databases that are asked
 //   - the primaries: their replies to RCPT, of traffic and of callouts (learned.go, callout.go, remember.go)
 //
+// Admit (admit.go) is asked first: whether the domain is ours, whether the client and the sender stay within their limits
+// (limits.go), and who judges: the primary, if it takes mail now, or we. Heard (heard.go) learns from what the primary says
+// of a recipient, and doubts one that came back without its users. Shadow and Settled (shadow.go) hold our verdicts against
+// the primary's.
+//
 // Lists are one immutable state behind an atomic pointer: whatever changes builds the next state aside and swaps it in,
 // so that no decision waits for a list and each sees one state whole. Run owns all goroutines: one for each source that
-// is being read (at most maxLooks), one for each callout (at most maxCallouts), and one that keeps what was learned.
+// is being read (at most maxLooks), one for each callout (at most maxCallouts), maxShadows that judge beside the primary,
+// and one that keeps what was learned.
 package policy
