@@ -64,7 +64,7 @@ func (f *Forwarder) Inline(ctx context.Context, env *mta.Envelope, dest string) 
 	}
 	f.m.inline.wait.Observe(time.Since(i.began).Seconds())
 	p.mu.Lock()
-	p.busy[i] = struct{}{}
+	p.busy[i] = ""
 	p.mu.Unlock()
 	i.key, i.client = p.identity(env)
 	if err := i.find(ctx, false); err != nil {
@@ -193,6 +193,9 @@ func (i *Inline) use(l *line) error {
 	}
 	l.used++
 	i.l, i.tx = l, tx
+	i.p.mu.Lock()
+	i.p.busy[i] = l.primary
+	i.p.mu.Unlock()
 	i.conn.Store(l.conn)
 	if i.cut.Load() {
 		l.conn.Close()

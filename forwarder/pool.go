@@ -48,7 +48,7 @@ type pool struct {
 	name string
 
 	mu     sync.Mutex
-	busy   map[*Inline]struct{} // transactions, each with its place
+	busy   map[*Inline]string   // transactions, each with its place, and their primaries once they have one
 	queue  []chan struct{}      // of those that wait for a place, the first first
 	taken  int                  // places
 	idle   []*line              // the one that has waited longest first

@@ -39,6 +39,22 @@ func (f *Forwarder) Pools() []PoolStatus {
 	return list
 }
 
+// sessions counts the sessions with each primary: those that are used, and those that wait.
+func (ps *pools) sessions() (used, waiting map[string]int) {
+	used, waiting = make(map[string]int), make(map[string]int)
+	for _, p := range ps.list() {
+		p.mu.Lock()
+		for _, primary := range p.busy {
+			used[primary]++
+		}
+		for _, l := range p.idle {
+			waiting[l.primary]++
+		}
+		p.mu.Unlock()
+	}
+	return used, waiting
+}
+
 // Broken reports that the breaker of one of a destination's primaries is open: it has come back and refuses far too much.
 func (f *Forwarder) Broken(dest string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

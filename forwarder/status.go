@@ -23,7 +23,9 @@ type RouteStatus struct {
 type PrimaryStatus struct {
 	Primary  string    `json:"primary"`
 	Open     bool      `json:"open"`
-	Sessions int       `json:"sessions"`
+	Sessions int       `json:"sessions"`       // of the drain
+	Inline   int       `json:"inline"`         // transactions while senders wait, each over a session of its own
+	Warm     int       `json:"warm"`           // sessions that wait for such a one
 	Until    time.Time `json:"until,omitzero"` // left alone until then
 	Failed   string    `json:"failed,omitempty"`
 	Breaker  time.Time `json:"breaker,omitzero"`   // open since then: it refuses far too much
@@ -85,12 +87,13 @@ func (f *Forwarder) Primaries() []PrimaryStatus {
 			sessions[p.Primary] += p.Sessions
 		}
 	}
+	inline, warm := f.pools.sessions()
 	f.mu.Lock()
 	hosts := maps.Clone(f.hosts)
 	f.mu.Unlock()
 	list := make([]PrimaryStatus, 0, len(hosts))
 	for _, name := range slices.Sorted(maps.Keys(hosts)) {
-		s := PrimaryStatus{Primary: name, Sessions: sessions[name]}
+		s := PrimaryStatus{Primary: name, Sessions: sessions[name], Inline: inline[name], Warm: warm[name]}
 		hosts[name].tell(&s)
 		list = append(list, s)
 	}

@@ -91,5 +91,6 @@ func remarks(p admin.PrimaryStatus) string {
 	add(!p.Breaker.IsZero(), "the breaker is open: understudy resume goes on")
 	add(!p.PausedUntil.IsZero(), "left alone for "+span(time.Until(p.PausedUntil))+" after trouble")
 	add(!p.Greylists.IsZero(), "greylists us")
+	add(p.Inline+p.Warm > 0, fmt.Sprintf("inline: %d transactions, %d sessions ready", p.Inline, p.Warm))
 	return strings.Join(list, "; ")
 }

@@ -35,6 +35,8 @@ type PrimaryStatus struct {
 	Domains      int       `json:"domains"` // how many domains go there
 
 	Sessions    int              `json:"sessions"`               // of ours with it now
+	Inline      int              `json:"inline"`                 // transactions with it while senders wait
+	Warm        int              `json:"warm"`                   // sessions that wait for such a one
 	PausedUntil time.Time        `json:"paused_until,omitzero"`  // after trouble in a delivery
 	Breaker     time.Time        `json:"breaker_since,omitzero"` // its drain has stopped: it refuses far too much
 	Greylists   time.Time        `json:"greylists,omitzero"`     // it was seen to greylist us

@@ -58,6 +58,7 @@ func primaryStatuses(all []healthprobe.PrimaryStatus, sent []forwarder.PrimarySt
 			st.Probed = p.Last.At
 		}
 		f := byName[p.Primary]
+		st.Inline, st.Warm = f.Inline, f.Warm
 		st.Sessions, st.Breaker, st.Greylists, st.TLS = f.Sessions, f.Breaker, f.Greylist, f.TLS
 		if f.Until.After(time.Now()) {
 			st.PausedUntil = f.Until
