@@ -16,8 +16,8 @@ import (
 const (
 	// maxSignatures is how many are kept; Config.Signatures says how many are verified.
 	maxSignatures = 50
-	// maxPicks bounds signed names × fields: the library goes through the whole header for each name.
-	maxPicks = 2_000_000
+	// maxWork bounds the octets that the library reads: it goes through the whole header for each name that was signed.
+	maxWork = 256 << 20
 )
 
 // signature is what we read of a DKIM-Signature field ourselves: the library tells neither the selector nor why it
@@ -26,10 +26,11 @@ type signature struct {
 	domain, selector string
 	length           bool // it has l=
 	names            int  // how many it says to have signed
+	cut              bool // it is longer than what is kept of a field
 }
 
 func readSignature(f *header.Field) signature {
-	var s signature
+	s := signature{cut: f.Cut}
 	for tag := range strings.SplitSeq(string(f.Value), ";") {
 		name, value, _ := strings.Cut(tag, "=")
 		value = strings.Join(strings.Fields(value), "")
@@ -54,11 +55,7 @@ func (v *Verifier) dkim(ctx context.Context, c mta.Content, h header.Header, s *
 	if len(sigs) == 0 {
 		return nil, nil
 	}
-	names := 0
-	for _, sig := range sigs {
-		names += sig.names
-	}
-	if h.Over || names*h.Fields > maxPicks {
+	if tooMuch(sigs, h) {
 		return allOf(sigs, "neutral", "the header is too large to verify"), nil
 	}
 	r, err := c.Open()
@@ -88,6 +85,18 @@ func (v *Verifier) dkim(ctx context.Context, c mta.Content, h header.Header, s *
 		return allOf(sigs, "neutral", err.Error()), nil
 	}
 	return results(sigs, verifications), nil
+}
+
+// tooMuch reports what would cost far more than any honest signature.
+func tooMuch(sigs []signature, h header.Header) bool {
+	names := 0
+	for _, sig := range sigs {
+		if sig.cut {
+			return true
+		}
+		names += sig.names
+	}
+	return h.Over || int64(names)*(h.Octets+64*int64(h.Fields)) > maxWork
 }
 
 // copyReader ends a content early rather than with an error, which the library does not survive, and remembers why.
@@ -126,7 +135,7 @@ func results(sigs []signature, verifications []*dkim.Verification) []mta.AuthRes
 	for i, v := range verifications {
 		list[i] = mta.AuthResult{Result: resultOf(v.Err), Domain: domainOf(v.Domain)}
 		if v.Err != nil {
-			list[i].Reason = strings.TrimPrefix(v.Err.Error(), "dkim: ")
+			list[i].Reason = reason(strings.TrimPrefix(v.Err.Error(), "dkim: "))
 		}
 		if len(sigs) != len(verifications) {
 			continue
@@ -150,6 +159,15 @@ func resultOf(err error) string {
 		return "permerror"
 	}
 	return "fail"
+}
+
+// reason is an error's text without what it tells of our resolver.
+func reason(text string) string {
+	text, _, _ = strings.Cut(text, ": lookup ")
+	if strings.HasPrefix(text, "lookup ") {
+		return "the DNS gave no answer"
+	}
+	return text
 }
 
 func domainOf(s string) string {

@@ -8,9 +8,10 @@ import (
 	"understudy/internal/mta"
 )
 
-// Forged finds the fields that a sender may not write: Authentication-Results in the name of one of own (hosts and
-// domains of ours and of the primary, with all below them; RFC 8601, 5), the marks of spam filters, and ours. It also
-// finds lines before the first field that would go on a field of ours put above them. What it finds is for mta.Edit.
+// Forged finds the fields that a sender may not write: Authentication-Results, those of ARC too, in the name of one of
+// own (hosts and domains of ours and of the primary, with all below them; RFC 8601, 5), the marks of spam filters, and
+// ours. Received-SPF stays: it has no name to tell by, and below our Received nobody takes it for ours. It also finds
+// lines before the first field that would go on a field of ours put above them. What it finds is for mta.Edit.
 //
 // A *mta.Reply in the error refuses a header too large to be read to its end.
 func Forged(own []string, c mta.Content) ([]mta.Span, error) {
@@ -48,9 +49,14 @@ func forged(own []string, f *header.Field) bool {
 	if f.Name == "" {
 		return f.Span.Start == 0 && len(f.Value) > 0 && (f.Value[0] == ' ' || f.Value[0] == '\t')
 	}
-	if f.Is("Authentication-Results") {
+	switch {
+	case f.Is("Authentication-Results"):
 		id, ok := authServID(f.Text())
 		return !ok || claims(own, id)
+	case f.Is("ARC-Authentication-Results"): // SpamAssassin reads it like the other; we never write one
+		_, rest, _ := strings.Cut(f.Text(), ";")
+		id, _ := authServID(rest)
+		return claims(own, id)
 	}
 	for _, m := range marks {
 		if len(f.Name) >= len(m) && strings.EqualFold(f.Name[:len(m)], m) {

@@ -40,6 +40,8 @@ func TestForgedFieldsAreFoundInAnyDisguise(t *testing.T) {
 		"Authentication-Results: deep.below.example.net; spf=pass",
 		"Authentication-Results: BÜCHER.example; spf=pass",
 		"Authentication-Results: xn--bcher-kva.example; spf=pass",
+		"ARC-Authentication-Results: i=1; mx2.example.org; spf=pass",
+		"arc-authentication-results : i=1 (c);\r\n (c) \"mail.example.org\" 1; spf=pass",
 		// There is no telling who wrote these.
 		"Authentication-Results:",
 		"Authentication-Results: ; spf=pass",

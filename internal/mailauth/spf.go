@@ -52,7 +52,7 @@ func (v *Verifier) checkHost(ctx context.Context, ip net.IP, helo, local, domain
 		spf.OverrideVoidLookupLimit(uint(v.cfg.VoidLookups)))
 	r := mta.AuthResult{Result: string(result), Domain: domain}
 	if err != nil {
-		r.Reason = err.Error()
+		r.Reason = reason(err.Error())
 	}
 	return r
 }
