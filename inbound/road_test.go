@@ -519,3 +519,28 @@ func TestWhatAPrimarySaysOfUsIsNoVerdict(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a primary says, the sender hears one reply, of the primary's code and in lines that are none too long.
+func FuzzPrimaryReply(f *testing.F) {
+	f.Add(550, "5.1.1 no such user\n5.1.1 really")
+	f.Add(421, "4.3.2 mail.example.org\r\n250 2.0.0 fine")
+	f.Add(554, strings.Repeat("x", 1000)+"\n5.7.1\n\x00\x1b[2J\u00fc")
+	f.Add(250, "")
+	f.Fuzz(func(t *testing.T, code int, text string) {
+		r := mta.ParseReply(code, text)
+		if aboutUs(r) {
+			return
+		}
+		out := string(appendReply(nil, inOurName(r, "mx2.example.org")))
+		lines := strings.Split(strings.TrimSuffix(out, "\r\n"), "\r\n")
+		for i, line := range lines {
+			sep := "-"
+			if i == len(lines)-1 {
+				sep = " "
+			}
+			if !strings.HasPrefix(line, fmt.Sprintf("%d%s", code, sep)) || len(line) > 510 || !isPrintableASCII(line) {
+				t.Errorf("%d %q is said as %q", code, text, out)
+			}
+		}
+	})
+}
