@@ -35,7 +35,7 @@ func newRspamd(c Config) (*rspamd, error) {
 	r := &rspamd{base: "http://" + c.Address, passwordFile: c.PasswordFile}
 	t := &http.Transport{ // none of the environment's proxies: mail is shown to nobody else
 		DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
-		MaxIdleConnsPerHost: c.MaxConnections, IdleConnTimeout: defaults[Rspamd].timeout,
+		DisableKeepAlives: true, // rspamd closes them, and a POST on one that was just closed can't be told from a failure
 	}
 	if network, at := endpoint(c.Address); network == "unix" {
 		r.base = "http://localhost"
@@ -78,7 +78,6 @@ func (r *rspamd) scan(ctx context.Context, m *message) ([]mta.Finding, error) {
 		return nil, err
 	}
 	req.ContentLength = m.content.Size
-	req.GetBody = m.open // for a kept connection that turns out to be gone
 	req.Header = rspamdHeader(m)
 	if r.passwordFile != "" {
 		pw, err := password(r.passwordFile)
