@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -18,24 +17,6 @@ import (
 	"understudy/internal/mta"
 	"understudy/internal/testkit/peer"
 )
-
-// peersDir is where CI unpacks the mail servers that can't be installed beside Postfix.
-func peersDir() string {
-	if dir := os.Getenv("UNDERSTUDY_PEERS_DIR"); dir != "" {
-		return dir
-	}
-	return "/var/tmp/understudy-peers"
-}
-
-// program is one of theirs.
-func program(t *testing.T, name string) string {
-	t.Helper()
-	path := filepath.Join(peersDir(), name)
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("UNDERSTUDY_PEERS is set: %v", err)
-	}
-	return path
-}
 
 // process runs a server until the end of the test, once it listens at addr. What it says is in the returned buffer.
 func process(t *testing.T, addr string, name string, args ...string) *lines {
@@ -95,12 +76,12 @@ func sized(n, number int) string {
 var sizes = []int{0, 1, 100, 4 << 10, 70 << 10, 300 << 10, 5 << 20, 50 << 20}
 
 // sendSizes hands one message of each size over, between small ones, and returns them all.
-func sendSizes(t *testing.T, w *world, rcpt string) []string {
+func sendSizes(t *testing.T, w *world, rcpts ...string) []string {
 	t.Helper()
 	var all []string
 	add := func(content string) {
 		all = append(all, content)
-		w.put(content, rcpt)
+		w.put(content, rcpts...)
 	}
 	for i, n := range sizes {
 		add(sized(n, 1000*i))
@@ -222,89 +203,23 @@ func TestPostfixRefusesEveryThirdRecipient(t *testing.T) {
 	}
 }
 
-// exim runs an Exim that puts all mail for example.org into one Maildir.
-func exim(t *testing.T, settings string) (addr string, delivered func() [][]byte) {
-	t.Helper()
-	peer.Require(t)
-	bin := program(t, "exim/usr/sbin/exim4")
-	dir := peer.Dir(t)
-	addr = peer.FreeAddr(t)
-	_, port, _ := net.SplitHostPort(addr)
-	conf := filepath.Join(dir, "exim.conf")
-	text := fmt.Sprintf(`exim_path = %[1]s
-exim_user = Debian-exim
-exim_group = Debian-exim
-primary_hostname = mx1.example.org
-spool_directory = %[2]s/spool
-log_file_path = %[2]s/%%s.log
-pid_file_path = %[2]s/exim.pid
-keep_environment =
-local_interfaces = 127.0.0.1
-daemon_smtp_ports = %[3]s
-message_size_limit = 100M
-acl_smtp_rcpt = rcpt
-acl_smtp_mail = mail
-queue_only = false
-queue_only_load = 1000
-%[4]s
-begin acl
-mail:
-  accept
-rcpt:
-  deny message = no such user
-       local_parts = bad
-  accept
-begin routers
-all:
-  driver = accept
-  transport = box
-begin transports
-box:
-  driver = appendfile
-  directory = %[2]s/mail
-  maildir_format
-  create_directory
-  user = Debian-exim
-  return_path_add = false
-`, bin, dir, port, settings)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("chown", "Debian-exim", dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v %s", err, out)
-	}
-	process(t, addr, bin, "-C", conf, "-bdf", "-q10s")
-	return addr, func() [][]byte { return maildir(t, filepath.Join(dir, "mail/new")) }
-}
-
-func maildir(t *testing.T, dir string) [][]byte {
-	var all [][]byte
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, b)
-	}
-	return all
-}
-
 func TestEximGetsEverySizeIntact(t *testing.T) {
 	for _, settings := range []string{"chunking_advertise_hosts = *", "chunking_advertise_hosts =", "pipelining_advertise_hosts ="} {
 		t.Run(settings, func(t *testing.T) {
-			addr, delivered := exim(t, settings)
-			w := newWorld(t, "example.org", at(t, addr))
+			p := peer.NewExim(t, settings)
+			p.Start()
+			w := newWorld(t, "example.org", at(t, p.Addr))
 			want := sendSizes(t, w, "a@example.org")
-			w.eventually("local delivery", func() bool { return len(delivered()) >= len(want) })
-			intact(t, delivered(), want)
+			w.eventually("local delivery", func() bool { return len(p.Messages()) >= len(want) })
+			intact(t, p.Messages(), want)
 		})
 	}
 }
 
 func TestEximRefusesEveryThirdRecipientAndSessionsAreLimited(t *testing.T) {
-	addr, delivered := exim(t, "smtp_accept_max_per_connection = 25\nchunking_advertise_hosts = *")
-	w := newWorld(t, "example.org", at(t, addr))
+	p := peer.NewExim(t, "smtp_accept_max_per_connection = 25\nchunking_advertise_hosts = *")
+	p.Start()
+	w := newWorld(t, "example.org", at(t, p.Addr))
 	w.cfg.Breaker.Share = 0.9
 	w.cfg.Sessions = 2
 	var ids []mta.ID
@@ -320,7 +235,7 @@ func TestEximRefusesEveryThirdRecipientAndSessionsAreLimited(t *testing.T) {
 		}
 		return true
 	})
-	w.eventually("local delivery", func() bool { return len(delivered()) >= 100 })
+	w.eventually("local delivery", func() bool { return len(p.Messages()) >= 100 })
 	if w.log.has("breaker") {
 		t.Error("the breaker opened")
 	}
@@ -349,44 +264,75 @@ func TestPostfixBehindPROXYSeesTheTrueClient(t *testing.T) {
 	}
 }
 
-// OpenSMTPD has its folders compiled in, so it runs in a mount namespace of its own.
 func TestOpenSMTPDGetsEverySizeIntact(t *testing.T) {
-	peer.Require(t, "unshare")
-	bin := program(t, "opensmtpd/usr/sbin/smtpd")
-	dir, addr := peer.Dir(t), peer.FreeAddr(t)
-	_, port, _ := net.SplitHostPort(addr)
-	conf := filepath.Join(dir, "smtpd.conf")
-	text := fmt.Sprintf(`listen on 127.0.0.1 port %s hostname mx1.example.org
-smtp max-message-size 100M
-table users { "@example.org" = nobody }
-action "in" mda "/bin/sh %s/take" virtual <users>
-match from any for domain "example.org" action "in"
-`, port, dir)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	take := fmt.Sprintf("f=$(mktemp %[1]s/new/XXXXXXXXXX) && cat >$f && mv $f %[1]s/mail\n", dir)
-	if err := os.WriteFile(filepath.Join(dir, "take"), []byte(take), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"new", "mail"} {
-		if out, err := exec.Command("install", "-d", "-o", "nobody", filepath.Join(dir, name)).CombinedOutput(); err != nil {
-			t.Fatalf("%v %s", err, out)
-		}
-	}
-	script := `mount -t tmpfs x /var/spool && mount -t tmpfs x /var/lib && mount -t tmpfs x /run && mount -t tmpfs x /usr/libexec &&
-ln -s ` + filepath.Join(peersDir(), "opensmtpd/usr/libexec/opensmtpd") + ` /usr/libexec/opensmtpd &&
-mkdir -p /var/spool/smtpd /var/lib/opensmtpd/empty && chmod 711 /var/spool/smtpd && exec ` + bin + ` -d -f ` + conf
-	out := process(t, addr, "unshare", "-m", "sh", "-c", script)
-	w := newWorld(t, "example.org", at(t, addr))
+	p := peer.NewOpenSMTPD(t, "")
+	p.Start()
+	w := newWorld(t, "example.org", at(t, p.Addr))
 	want := sendSizes(t, w, "a@example.org")
-	delivered := func() [][]byte { return maildir(t, filepath.Join(dir, "mail")) }
-	for deadline := time.Now().Add(time.Minute); len(delivered()) < len(want); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); len(p.Messages()) < len(want); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d\n%.3000s", len(delivered()), len(want), out.b.String())
+			t.Fatalf("%d of %d\n%.3000s", len(p.Messages()), len(want), p.Log())
 		}
 	}
-	intact(t, delivered(), want)
+	intact(t, p.Messages(), want)
+}
+
+func TestDovecotGetsEverySizeIntactOverLMTP(t *testing.T) {
+	p := peer.NewDovecot(t, "a", "b")
+	p.Start()
+	w := newWorld(t, "example.org", at(t, p.Addr))
+	w.domains = map[string]Domain{"example.org": {LMTP: true}}
+	want := sendSizes(t, w, "a@example.org", "b@example.org")
+	intact(t, p.Messages("a"), want)
+	intact(t, p.Messages("b"), want)
+}
+
+// Each recipient has a reply of its own, at RCPT and after the content.
+func TestDovecotRefusesOneRecipientAmongGoodOnes(t *testing.T) {
+	p := peer.NewDovecot(t, "a", "b")
+	p.Start()
+	w := newWorld(t, "example.org", at(t, p.Addr))
+	w.domains = map[string]Domain{"example.org": {LMTP: true}}
+	w.cfg.Breaker.Share = 0.9
+	var ids []mta.ID
+	var want []string
+	for i := range 100 {
+		want = append(want, sized(3000, i))
+		ids = append(ids, w.put(want[i], "a@example.org", "bad@example.org", "b@example.org"))
+	}
+	w.start()
+	for _, id := range ids {
+		w.eventually("an outcome of each", func() bool { i := w.items(id); return len(i) == 1 && i[0].Held })
+		for _, r := range w.items(id)[0].Rcpts {
+			outcome, enhanced := mta.Delivered, "2.0.0"
+			if r.Addr.Local == "bad" {
+				outcome, enhanced = mta.Quarantined, "5.1.1"
+			}
+			if r.Outcome != outcome || r.Reply.Enhanced != enhanced {
+				t.Errorf("%s: %s (%s), want %s", r.Addr, r.Outcome, r.Reply, outcome)
+			}
+		}
+	}
+	intact(t, p.Messages("a"), want)
+	intact(t, p.Messages("b"), want)
+}
+
+func TestEximBehindPROXYSeesTheTrueClient(t *testing.T) {
+	p := peer.NewEximHeavy(t, "hosts_proxy = 127.0.0.1\nchunking_advertise_hosts = *")
+	p.Start()
+	w := newWorld(t, "example.org", at(t, p.Addr))
+	w.domains = map[string]Domain{"example.org": {ClientIdentity: "proxy_v2"}}
+	w.from("198.51.100.7:2525", "h.example.net", "a@example.org")
+	w.from("[2001:db8::7]:2525", "h6.example.net", "a@example.org")
+	w.from("127.0.0.1:2525", "inside", "a@example.org")
+	w.start()
+	w.eventually("delivery", func() bool { return len(p.Messages()) == 3 })
+	all := string(bytes.Join(p.Messages(), nil))
+	for _, want := range []string{"from [198.51.100.7] (helo=h.example.net)", "from [2001:db8::7] (helo=h6.example.net)", "from [127.0.0.1] (helo=mx2.example.org)"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("no %q in %s", want, all)
+		}
+	}
 }
 
 func TestPostfixsLMTPSinkTakesMail(t *testing.T) {

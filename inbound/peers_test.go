@@ -9,20 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"understudy/internal/testkit/peer"
 )
-
-// peersDir is where CI unpacks the mail servers that can't be installed beside Postfix.
-func peersDir() string {
-	if dir := os.Getenv("UNDERSTUDY_PEERS_DIR"); dir != "" {
-		return dir
-	}
-	return "/var/tmp/understudy-peers"
-}
 
 // peerServer is a server for real senders on loopback, which are strangers to it.
 func peerServer(t *testing.T, change func(*Deps)) *running {
@@ -163,100 +154,27 @@ func TestPostfixDeliversInParallel(t *testing.T) {
 
 func TestEximDeliversInChunks(t *testing.T) {
 	peer.Require(t)
-	exim := filepath.Join(peersDir(), "exim/usr/sbin/exim4")
-	if _, err := os.Stat(exim); err != nil {
-		t.Fatal(err)
-	}
 	r := peerServer(t, nil)
-	dir := peer.Dir(t)
-	conf := filepath.Join(dir, "exim.conf")
-	text := fmt.Sprintf(`exim_path = %s
-exim_user = Debian-exim
-exim_group = Debian-exim
-primary_hostname = sender.example.net
-spool_directory = %s/spool
-log_file_path = %s/%%s.log
-keep_environment =
-smtputf8_advertise_hosts = *
-begin routers
-all:
-  driver = manualroute
-  transport = out
-  route_list = * 127.0.0.1
-  self = send
-begin transports
-out:
-  driver = smtp
-  port = %s
-  hosts_require_tls = *
-  hosts_try_chunking = *
-begin retry
-* * F,1h,1m
-`, exim, dir, dir, port(r.addr()))
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	runPeer(t, "", "chown", "Debian-exim", dir)
+	e := peer.NewEximRelay(t, r.addr())
 	body := largeBody()
-	out := runPeer(t, "Subject: large\n\n"+strings.ReplaceAll(body, "\r\n", "\n"), exim, "-C", conf, "-odf", "-oi", "-f", "bob@example.net", "alice@example.org", "carol@example.org")
-	log := func() string {
-		b, _ := os.ReadFile(filepath.Join(dir, "main.log"))
-		return out + string(b)
-	}
-	messages := r.await(t, 1, log)
+	e.Send("Subject: large\n\n"+strings.ReplaceAll(body, "\r\n", "\n"), "bob@example.net", "alice@example.org", "carol@example.org")
+	messages := r.await(t, 1, e.Log)
 	checkDelivered(t, messages[0], "ESMTPS", body)
 	if len(messages[0].env.Rcpts) != 2 {
 		t.Errorf("recipients %v", messages[0].env.Rcpts)
 	}
-	if !strings.Contains(log(), " K ") {
-		t.Errorf("Exim did not use CHUNKING:\n%s", log())
+	if !strings.Contains(e.Log(), " K ") {
+		t.Errorf("Exim did not use CHUNKING:\n%s", e.Log())
 	}
 }
 
-// OpenSMTPD has its folders compiled in, so it runs in a mount namespace of its own.
 func TestOpenSMTPDDelivers(t *testing.T) {
-	peer.Require(t, "unshare")
-	smtpd := filepath.Join(peersDir(), "opensmtpd/usr/sbin/smtpd")
-	if _, err := os.Stat(smtpd); err != nil {
-		t.Fatal(err)
-	}
+	peer.Require(t)
 	r := peerServer(t, nil)
-	dir, addr := peer.Dir(t), peer.FreeAddr(t)
-	conf := filepath.Join(dir, "smtpd.conf")
-	text := fmt.Sprintf("listen on 127.0.0.1 port %s\naction \"out\" relay host smtp+tls://127.0.0.1:%s tls no-verify\nmatch from any for any action \"out\"\n",
-		port(addr), port(r.addr()))
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	script := `mount -t tmpfs x /var/spool && mount -t tmpfs x /var/lib && mount -t tmpfs x /run &&
-mkdir -p /var/spool/smtpd /var/lib/opensmtpd/empty && chmod 711 /var/spool/smtpd && exec ` + smtpd + ` -d -f ` + conf
-	ctx, stop := context.WithCancel(t.Context())
-	cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // lets it end its children
-	cmd.WaitDelay = 10 * time.Second
-	var log safeBuffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var ended sync.WaitGroup
-	ended.Go(func() { cmd.Wait() })
-	t.Cleanup(func() {
-		stop()
-		ended.Wait()
-	})
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			c.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("OpenSMTPD does not listen: %v\n%s", err, log.String())
-		}
-	}
-	submit(t, addr, "bob@example.net", []string{"alice@example.org"}, "", "Subject: large\r\n\r\n"+largeBody())
-	messages := r.await(t, 1, log.String)
+	o := peer.NewOpenSMTPDRelay(t, r.addr())
+	o.Start()
+	submit(t, o.Addr, "bob@example.net", []string{"alice@example.org"}, "", "Subject: large\r\n\r\n"+largeBody())
+	messages := r.await(t, 1, o.Log)
 	checkDelivered(t, messages[0], "ESMTPS", largeBody())
 }
 

@@ -1,5 +1,5 @@
-// Package peer runs real mail programs for tests: Postfix as a primary or as a sender, content filters, databases, from
-// Debian's packages, on loopback, each with a configuration and files of its own.
+// Package peer runs real mail programs for tests: Postfix, Exim and OpenSMTPD as a primary or as a sender, Dovecot's
+// LMTP, content filters, databases, from Debian's packages, on loopback, each with a configuration and files of its own.
 //
 // Tests that need one call Require first. Without UNDERSTUDY_PEERS=1 in the environment such a test is skipped; with
 // it, a program that is missing is a failure. CI sets it.
@@ -43,6 +43,38 @@ func Dir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// program is one that can't be installed beside Postfix: CI unpacks these below UNDERSTUDY_PEERS_DIR.
+func program(t testing.TB, name string) string {
+	t.Helper()
+	dir := os.Getenv("UNDERSTUDY_PEERS_DIR")
+	if dir == "" {
+		dir = "/var/tmp/understudy-peers"
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("UNDERSTUDY_PEERS is set: %v", err)
+	}
+	return path
+}
+
+// Maildir reads the messages of a folder. Newlines are as in a file: LF.
+func Maildir(t testing.TB, dir string) [][]byte {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // nothing was delivered yet
+	}
+	var all [][]byte
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b)
+	}
+	return all
 }
 
 // FreeAddr is a loopback address whose port was free a moment ago.

@@ -218,19 +218,7 @@ func (p *Postfix) Delivered() int {
 // Messages reads the Maildir. Newlines are as in a file: LF.
 func (p *Postfix) Messages() [][]byte {
 	p.t.Helper()
-	entries, err := os.ReadDir(p.path("mail/new"))
-	if err != nil {
-		return nil // nothing was delivered yet
-	}
-	var all [][]byte
-	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(p.path("mail/new"), e.Name()))
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		all = append(all, b)
-	}
-	return all
+	return Maildir(p.t, p.path("mail/new"))
 }
 
 func lookupUID(t testing.TB, name string) int {

@@ -1,43 +1,24 @@
 package peer
 
 import (
-	"bytes"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// server is a program that serves in the foreground, as an unprivileged user, with all its files below one folder.
+// server is a program that serves in the foreground, as an unprivileged user unless it wants root, with all its files below
+// one folder.
 type server struct {
 	Addr string // where it listens, also while it is stopped
 	dir  string
 	t    testing.TB
 	argv []string
+	root bool
 	cmd  *exec.Cmd
-	said said
-}
-
-// said is what a program wrote.
-type said struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (s *said) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *said) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // newServer makes a folder that belongs to the unprivileged user. The program is stopped after the test.
@@ -53,13 +34,14 @@ func newServer(t testing.TB) *server {
 
 func (s *server) path(name string) string { return filepath.Join(s.dir, name) }
 
-// unprivileged makes a command that does not run as root, as databases want it.
-func (s *server) unprivileged(argv ...string) *exec.Cmd {
+// command makes a command that does not run as root, as databases want it, unless the program wants to be root.
+func (s *server) command(argv ...string) *exec.Cmd {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = s.dir
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + s.dir, "LC_ALL=C"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: &syscall.Credential{Uid: mailUID, Gid: mailUID},
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if !s.root {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: mailUID, Gid: mailUID}
 	}
 	return cmd
 }
@@ -67,7 +49,7 @@ func (s *server) unprivileged(argv ...string) *exec.Cmd {
 // prepare runs a program to its end.
 func (s *server) prepare(argv ...string) {
 	s.t.Helper()
-	if out, err := s.unprivileged(argv...).CombinedOutput(); err != nil {
+	if out, err := s.command(argv...).CombinedOutput(); err != nil {
 		s.t.Fatalf("%s: %v\n%s", argv[0], err, out)
 	}
 }
@@ -75,8 +57,13 @@ func (s *server) prepare(argv ...string) {
 // Start starts it and returns when it takes connections.
 func (s *server) Start() {
 	s.t.Helper()
-	s.cmd = s.unprivileged(s.argv...)
-	s.cmd.Stdout, s.cmd.Stderr = &s.said, &s.said
+	s.cmd = s.command(s.argv...)
+	said, err := os.OpenFile(s.path("said"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) // no pipe: its children may outlive it
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer said.Close()
+	s.cmd.Stdout, s.cmd.Stderr = said, said
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -93,15 +80,18 @@ func (s *server) listening(addr string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("%s does not listen at %s: %v\n%s", s.argv[0], addr, err, s.said.String())
+			s.t.Fatalf("%s does not listen at %s: %v\n%s", s.argv[0], addr, err, s.Log())
 		}
 	}
 }
 
 // Log is what it wrote.
-func (s *server) Log() string { return s.said.String() }
+func (s *server) Log() string {
+	b, _ := os.ReadFile(s.path("said"))
+	return string(b)
+}
 
-// Stop stops it if it runs, and returns when it is gone.
+// Stop stops it if it runs, and returns when it is gone, with its children.
 func (s *server) Stop() {
 	if s.cmd == nil {
 		return
@@ -110,5 +100,6 @@ func (s *server) Stop() {
 	late := time.AfterFunc(10*time.Second, func() { _ = s.cmd.Process.Kill() })
 	defer late.Stop()
 	_ = s.cmd.Wait()
+	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // it leads its process group
 	s.cmd = nil
 }
