@@ -212,7 +212,7 @@ func (s *session) logMessage(m *incoming, r *mta.Reply) {
 		attrs = append(attrs, slog.String("verdict", v.Action.String()), slog.Float64("score", v.Score))
 	}
 	if m.final != nil {
-		attrs = append(attrs, slog.String("dest", s.dest), slog.String("by", "primary"))
+		attrs = append(attrs, slog.String("dest", s.dest), slog.String("road", "inline"))
 	}
 	if m.final != nil || !taken(*r) {
 		attrs = append(attrs, slog.Int("code", r.Code), slog.String("reply", r.String()))

@@ -144,7 +144,7 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) error {
 	attrs := []slog.Attr{slog.Any("peer", s.w.remote), slog.String("from", s.env.From.String()), slog.String("to", to)}
 	say := s.pass
 	if err == nil {
-		attrs = append(attrs, slog.String("by", "primary"))
+		attrs = append(attrs, slog.String("road", "inline"))
 	} else {
 		reply, say = replyTo(err, s.log, s.w.remote), s.say
 	}
