@@ -151,10 +151,14 @@ func (t *Tally) flush(ctx context.Context) {
 }
 
 func (t *Tally) write(ctx context.Context) {
-	values, keep := t.changes()
+	changed, keep := t.changes()
 	var failed error
-	for at, val := range values {
-		if _, err := t.deps.State.Put(ctx, namespace, at.String(), val, keep, nil); err != nil {
+	for at, r := range changed {
+		val, err := encode(r)
+		if err == nil {
+			_, err = t.deps.State.Put(ctx, namespace, at.String(), val, keep, nil)
+		}
+		if err != nil {
 			failed = err
 			t.mu.Lock()
 			t.dirty[at] = true
@@ -166,20 +170,18 @@ func (t *Tally) write(ctx context.Context) {
 	}
 }
 
-// changes takes all that was not written yet.
-func (t *Tally) changes() (map[place][]byte, time.Duration) {
+// changes takes copies of all that was not written yet.
+func (t *Tally) changes() (map[place]*record, time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	values := make(map[place][]byte, len(t.dirty))
+	changed := make(map[place]*record, len(t.dirty))
 	for at := range t.dirty {
 		if r := t.records[at]; r != nil {
-			if val, err := encode(r); err == nil { // counts and texts: it can't fail
-				values[at] = val
-			}
+			changed[at] = r.clone()
 		}
 	}
 	clear(t.dirty)
-	return values, t.cfg.Keep
+	return changed, t.cfg.Keep
 }
 
 // kinds are all, in the order in which they are shown.

@@ -305,6 +305,44 @@ func TestWhatCanNotBeWrittenIsWrittenLater(t *testing.T) {
 	})
 }
 
+func TestManyCountAtOnceWhileItIsReadAndWritten(t *testing.T) {
+	tally, err := New(config, Deps{State: &table{}, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := make([]mta.ID, 400)
+	for i := range ids {
+		ids[i] = newID()
+	}
+	var g sync.WaitGroup
+	for i := range 4 {
+		g.Go(func() {
+			for j := range 100 {
+				tally.Add(mta.Pair{Domain: "example.org", ID: ids[i*100+j], At: time.Now(), Theirs: mta.RefusedContent, Reply: mta.Reply{Code: 554}})
+			}
+		})
+	}
+	g.Go(func() {
+		for range 20 {
+			tally.flush(t.Context())
+			tally.look(time.Now())
+			if _, err := tally.Report(t.Context(), Query{}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	g.Wait()
+	tally.flush(t.Context())
+	again, err := New(config, Deps{State: tally.deps.State, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Load(t.Context())
+	if r := report(t, again, Query{Days: 2}); r.Domains[0].Kinds[0].Messages != 400 {
+		t.Errorf("%d of 400 were counted and kept", r.Domains[0].Kinds[0].Messages)
+	}
+}
+
 func TestDamagedCountsAreLeftOut(t *testing.T) {
 	today := dayOf(time.Now())
 	good, err := encode(&record{Matrix: Matrix{mta.Accept: {mta.Taken: 3}}})

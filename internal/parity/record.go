@@ -189,6 +189,10 @@ type record struct {
 	Ours   []Reason `json:"ours,omitempty"`
 }
 
+func (r *record) clone() *record {
+	return &record{Matrix: r.Matrix, Theirs: merge(nil, r.Theirs), Ours: merge(nil, r.Ours)}
+}
+
 func (r *record) count(p mta.Pair) {
 	r.Matrix[p.Ours][p.Theirs]++
 	switch {

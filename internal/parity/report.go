@@ -80,7 +80,7 @@ func (t *Tally) Report(ctx context.Context, q Query) (Report, error) {
 	t.mu.Lock()
 	for at, rec := range t.records {
 		if kept := all[at]; wanted(at) && (kept == nil || at.day == t.today || t.dirty[at]) {
-			all[at] = &record{Matrix: rec.Matrix, Theirs: merge(nil, rec.Theirs), Ours: merge(nil, rec.Ours)}
+			all[at] = rec.clone()
 		}
 	}
 	t.mu.Unlock()
