@@ -3,6 +3,8 @@ package mailauth
 import (
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"understudy/internal/header"
 	"understudy/internal/mta"
@@ -98,19 +100,28 @@ func authServID(s string) (id string, ok bool) {
 		}
 		id = strings.TrimSpace(unquote(s[1:end]))
 	} else {
-		n := strings.IndexAny(s, " \t;()<>@,:\\\"/[]?=\x00")
+		n := strings.IndexFunc(s, endsToken)
 		if n < 0 {
 			n = len(s)
 		}
 		id = s[:n]
+		if rest, _ := skipComments(s[n:]); strings.HasPrefix(rest, "=") { // "spf=pass …" names nobody
+			return "", false
+		}
 	}
 	return identity(id), id != ""
+}
+
+// endsToken reports what is no part of a token (RFC 2045, 5.1), or is taken for a blank by some reader. Text beyond ASCII
+// is part of one: it may be our name.
+func endsToken(r rune) bool {
+	return r <= ' ' || r == 0x7f || r == utf8.RuneError || unicode.IsSpace(r) || strings.ContainsRune(`;()<>@,:\"/[]?=`, r)
 }
 
 // skipComments goes over blanks and comments.
 func skipComments(s string) (string, bool) {
 	for {
-		s = strings.TrimLeft(s, " \t\x00")
+		s = strings.TrimLeftFunc(s, func(r rune) bool { return r <= ' ' || unicode.IsSpace(r) })
 		if !strings.HasPrefix(s, "(") {
 			return s, true
 		}

@@ -1,9 +1,11 @@
 package mailauth
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -221,4 +223,102 @@ func txt(parts []string) string {
 		b.WriteString(`"`)
 	}
 	return b.String()
+}
+
+func TestSPFAsksForBothIdentities(t *testing.T) {
+	z := dnstest.Zones{
+		"example.net": {`TXT "v=spf1 ip4:192.0.2.10 -all"`}, "client.example.net": {`TXT "v=spf1 -all"`},
+		"local.example.net": {`TXT "v=spf1 exists:%{l}.ok.example.net -all"`}, "a=b.ok.example.net": {"A 127.0.0.2"},
+		"numeric.example.net": {`TXT "v=spf1 a:192.0.2.10 -all"`}, "down.example.net": {"SERVFAIL"},
+	}
+	v := verifier(t, memory(t, z))
+	none := mta.AuthResult{Result: "none"}
+	result := func(r, d string) mta.AuthResult { return mta.AuthResult{Result: r, Domain: d} }
+	tests := []struct {
+		name, helo string
+		from       mta.Path
+		spf, want  mta.AuthResult
+	}{
+		{"both", "client.example.net", mta.Path{Local: "bob", Domain: "Example.NET"}, result("pass", "example.net"), result("fail", "client.example.net")},
+		{"the null reverse-path", "client.example.net", mta.Path{}, result("fail", "client.example.net"), result("fail", "client.example.net")},
+		{"nothing to ask for", "[192.0.2.10]", mta.Path{}, none, none},
+		{"a HELO of one label", "localhost", mta.Path{Local: "bob", Domain: "[192.0.2.10]"}, none, none},
+		{"an @ in the local part", "x y", mta.Path{Local: "a@b", Domain: "local.example.net"}, result("pass", "local.example.net"), none},
+		{"an address for a name", "x", mta.Path{Local: "a", Domain: "numeric.example.net"}, result("fail", "numeric.example.net"), none},
+		{"no answer", "x", mta.Path{Local: "a", Domain: "down.example.net"}, result("temperror", "down.example.net"), none},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			peer := mta.Peer{Addr: netip.MustParseAddrPort("[::ffff:192.0.2.10]:25"), Helo: tt.helo}
+			spf, helo := v.SPF(t.Context(), peer, tt.from)
+			if strings.Contains(spf.Reason, "192.0.2.53") {
+				t.Errorf("the reason tells of our resolver: %s", spf.Reason)
+			}
+			spf.Reason, helo.Reason = "", ""
+			if spf != tt.spf || helo != tt.want {
+				t.Errorf("got %+v and %+v, want %+v and %+v", spf, helo, tt.spf, tt.want)
+			}
+		})
+	}
+}
+
+func TestSPFEndsInTime(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.SPFTimeout = 50 * time.Millisecond
+	v, err := New(cfg, silent{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	spf, helo := v.SPF(t.Context(), mta.Peer{Addr: netip.MustParseAddrPort("192.0.2.10:25"), Helo: "client.example.net"}, mta.Path{Local: "a", Domain: "example.net"})
+	if spf.Result != "temperror" || helo.Result != "temperror" || time.Since(begin) > 2*time.Second {
+		t.Errorf("got %+v and %+v after %v", spf, helo, time.Since(begin))
+	}
+}
+
+func TestSPFFindings(t *testing.T) {
+	for _, tt := range []struct{ spf, helo, want string }{
+		{"pass", "pass", ""}, {"none", "none", ""}, {"neutral", "softfail", ""}, {"temperror", "temperror", ""}, {"", "", ""},
+		{"fail", "none", "spf:fail"}, {"softfail", "none", "spf:softfail"}, {"permerror", "none", "spf:permerror"},
+		{"pass", "fail", "spf-helo:fail"}, {"fail", "fail", "spf:fail spf-helo:fail"},
+	} {
+		var names []string
+		for _, f := range SPFFindings(mta.AuthResult{Result: tt.spf, Domain: "a.example"}, mta.AuthResult{Result: tt.helo, Domain: "b.example"}) {
+			names = append(names, f.Name)
+			if f.Action != mta.Accept || f.Weight <= 0 || f.Text == "" {
+				t.Errorf("got %+v", f)
+			}
+		}
+		if got := strings.Join(names, " "); got != tt.want {
+			t.Errorf("%s, %s: got %q, want %q", tt.spf, tt.helo, got, tt.want)
+		}
+	}
+	same := mta.AuthResult{Result: "fail", Domain: "a.example"}
+	if f := SPFFindings(same, same); len(f) != 1 {
+		t.Errorf("one thing is said twice: %+v", f)
+	}
+}
+
+// The libraries look at nothing but a bare *net.DNSError.
+func TestErrorsHaveTheOneTypeThatLibrariesKnow(t *testing.T) {
+	for _, tt := range []struct {
+		err                 error
+		notFound, temporary bool
+	}{
+		{dnsx.ErrNoName, true, false},
+		{fmt.Errorf("wrapped: %w", dnsx.ErrNoData), true, false},
+		{errors.New("anything"), false, true},
+		{context.DeadlineExceeded, false, true},
+		{&net.DNSError{IsNotFound: true}, true, false},
+		{fmt.Errorf("wrapped: %w", &net.DNSError{IsTemporary: true}), false, true},
+		{&net.DNSError{IsTimeout: true}, false, true},
+	} {
+		d, ok := bare(tt.err, "name").(*net.DNSError)
+		if !ok || d.IsNotFound != tt.notFound || d.Temporary() != tt.temporary {
+			t.Errorf("%v: got %#v", tt.err, d)
+		}
+	}
+	if bare(nil, "name") != nil {
+		t.Error("no error became one")
+	}
 }
