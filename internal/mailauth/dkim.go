@@ -17,7 +17,7 @@ const (
 	// maxSignatures is how many are kept; Config.Signatures says how many are verified.
 	maxSignatures = 50
 	// maxWork bounds the octets that the library reads: it goes through the whole header for each name that was signed.
-	maxWork = 256 << 20
+	maxWork = 64 << 20
 )
 
 // signature is what we read of a DKIM-Signature field ourselves: the library tells neither the selector nor why it
