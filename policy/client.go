@@ -29,8 +29,10 @@ type Resolver interface {
 // addresses that hides the client, so nothing is held against them.
 func isPublic(a netip.Addr) bool {
 	a = a.Unmap()
-	return a.IsGlobalUnicast() && !a.IsPrivate()
+	return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedSpace.Contains(a)
 }
+
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10") // of providers' translators (RFC 6598)
 
 // greeting judges what the client said of itself, without asking anybody.
 func greeting(peer mta.Peer, hostname string) []mta.Finding {

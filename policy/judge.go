@@ -153,6 +153,9 @@ func (p *Policy) front(ctx context.Context, j *judging, env *mta.Envelope) (mta.
 		g.Go(func() { auth, asked[4] = p.reversePath(ctx, j, env) })
 	}
 	g.Wait()
+	if auth.Helo.Result == "pass" { // the domain itself names the client
+		asked[1] = without(asked[1], func(name string) bool { return name == "helo:our-domain" })
+	}
 	return auth, slices.Concat(asked[:]...)
 }
 
@@ -266,13 +269,10 @@ func (p *Policy) weighAll(ctx context.Context, j *judging, env *mta.Envelope, c 
 	if j.verifier != nil && r.stages[stageContent] {
 		var more []mta.Finding
 		var err error
-		if auth, more, err = j.verifier.Content(ctx, c, auth); err != nil {
+		if auth, more, err = authenticate(ctx, j.verifier, env, c, auth); err != nil {
 			return mta.Verdict{}, fmt.Errorf("policy: judge content: %w", err)
 		}
-		for _, f := range more {
-			f.Action = max(f.Action, stern[f.Name])
-			found = append(found, f)
-		}
+		found = append(found, more...)
 	}
 	if proved(env.From.DomainKey(), auth) {
 		found = without(found, func(name string) bool { return name == spoofOwn })
@@ -284,6 +284,22 @@ func (p *Policy) weighAll(ctx context.Context, j *judging, env *mta.Envelope, c 
 	}
 	v.Auth = auth
 	return v, nil
+}
+
+// authenticate judges header, DKIM and DMARC. Where SPF was not looked at, because the client is not known, it might have
+// passed: then DMARC has neither passed nor failed.
+func authenticate(ctx context.Context, v *mailauth.Verifier, env *mta.Envelope, c mta.Content, known mta.Auth) (mta.Auth, []mta.Finding, error) {
+	spf := known.SPF
+	if spf.Result == "" {
+		domain, _ := mta.Domain(cmp.Or(env.From.Domain, env.Peer.Helo))
+		known.SPF = mta.AuthResult{Result: "temperror", Domain: domain}
+	}
+	auth, found, err := v.Content(ctx, c, known)
+	auth.SPF = spf
+	for i, f := range found {
+		found[i].Action = max(f.Action, stern[f.Name])
+	}
+	return auth, found, err
 }
 
 // proved tells whether a valid DKIM signature speaks for the domain of the reverse-path, and SPF does not deny it.

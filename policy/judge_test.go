@@ -199,6 +199,7 @@ func TestWhatIsKnownBeforeContent(t *testing.T) {
 		{"one of ours from an MX of the domain", greeted(t, "198.51.100.25", "a.example", "boss@nospf.example"), "rdns:none"},
 		{"one of ours by SPF", greeted(t, "198.51.100.7", "a.example", "boss@soft.example"), "rdns:none"},
 		{"greets with our domain", greeted(t, "192.0.2.67", "example.org", "alice@onlya.example"), "helo:our-domain spf-helo:fail"},
+		{"greets with our domain, which SPF allows", greeted(t, "198.51.100.7", "example.org", "alice@onlya.example"), "rdns:none"},
 		{"greets with our name", greeted(t, "192.0.2.67", "MX2.example.net.", "alice@onlya.example"), "helo:our-name"},
 		{"a private address says nothing", greeted(t, "192.168.1.1", "mx2.example.net", "boss@example.org"), ""},
 	}
@@ -341,6 +342,29 @@ func TestContentIsJudged(t *testing.T) {
 				t.Errorf("an opinion beside the primary differs: %v (%v)", o, err)
 			}
 		})
+	}
+}
+
+func TestDMARCDoesNotFailForWhatAHiddenClientMightProve(t *testing.T) {
+	p := judgeWith(t, world(), nil)
+	for _, tt := range []struct {
+		name, client, sender string
+		want                 mta.Action
+	}{
+		{"SPF might have passed", "192.168.1.1", "x@strict.example", mta.Accept},
+		{"SPF could not have helped", "192.168.1.1", "x@onlya.example", mta.Reject},
+		{"the client is known", "192.0.2.67", "x@strict.example", mta.Reject},
+	} {
+		env := greeted(t, tt.client, "a.example", tt.sender)
+		env.Verdict = p.Sender(t.Context(), env)
+		env.Rcpts = []mta.Recipient{{Addr: path(t, "bob@example.org"), Dest: "example.org"}}
+		v, edit, err := p.Content(t.Context(), env, mailOf(strings.ReplaceAll(plainMail, "good.example", "strict.example")))
+		if err != nil || v.Action != tt.want {
+			t.Errorf("%s: %v %s (%v)", tt.name, v.Action, names(v.Findings), err)
+		}
+		if hidden := tt.client == "192.168.1.1"; hidden == strings.Contains(edit.Above, "spf=") {
+			t.Errorf("%s: above stands %q", tt.name, edit.Above)
+		}
 	}
 }
 
