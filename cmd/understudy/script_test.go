@@ -10,6 +10,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"understudy/internal/admin"
+	"understudy/internal/dnsx/dnstest"
 	"understudy/internal/testkit"
 	"understudy/internal/testkit/peer"
 )
@@ -19,6 +20,9 @@ import (
 //	$SMTP, $PRIMARY          free addresses: for inbound.listen, and the primary's
 //	primary start | stop     the primary's own life
 //	primary got N            wait until it took N messages in all
+//	primary xclient          it grants XCLIENT from its next start on
+//	primary says STEP REPLY  what it answers at a step (testkit.Step); without REPLY the usual
+//	$DNS                     a resolver that knows example.org (MX 10 mx1, 20 mx2), example.com (MX 10 mx2), example.net (no MX)
 //	ready                    wait until `understudy serve`, started in the background, is ready
 //	mail N [recipient]       give it N messages, each must be answered 250
 func TestScripts(t *testing.T) {
@@ -30,6 +34,10 @@ func TestScripts(t *testing.T) {
 			e.Values[primaryKey{}] = p
 			e.Setenv("PRIMARY", p.Addr())
 			e.Setenv("SMTP", peer.FreeAddr(t))
+			e.Setenv("DNS", dnstest.New(t, dnstest.Zones{
+				"example.org": {"MX 10 mx1.example.org.", "MX 20 mx2.example.org."}, "example.com": {"MX 10 mx2.example.org."},
+				"example.net": {"A 192.0.2.3"}, "mx1.example.org": {"A 127.0.0.1"}, "mx2.example.org": {"A 192.0.2.2"},
+			}).Addr())
 			e.Setenv("UNDERSTUDY_CONFIG", filepath.Join(e.WorkDir, "understudy.yaml"))
 			return nil
 		},
@@ -56,8 +64,14 @@ func scriptPrimary(ts *testscript.TestScript, neg bool, args []string) {
 		if p.Accepted() != n {
 			ts.Fatalf("the primary took %d messages, want %d", p.Accepted(), n)
 		}
+	case args[0] == "xclient":
+		p.XCLIENT = true
+	case args[0] == "says" && len(args) == 2:
+		p.SetScript(nil)
+	case args[0] == "says" && len(args) == 3:
+		p.On(testkit.Step(args[1]), testkit.Say(args[2]))
 	default:
-		ts.Fatalf("usage: primary start | stop | got N")
+		ts.Fatalf("usage: primary start | stop | got N | xclient | says STEP [REPLY]")
 	}
 }
 
@@ -77,7 +91,7 @@ func scriptMail(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// scriptExpand puts the values of $PRIMARY and $SMTP into files.
+// scriptExpand puts the values of $PRIMARY, $SMTP and $DNS into files.
 func scriptExpand(ts *testscript.TestScript, neg bool, args []string) {
 	for _, name := range args {
 		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(os.Expand(ts.ReadFile(name), ts.Getenv)), 0o600))
