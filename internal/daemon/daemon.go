@@ -19,6 +19,7 @@ import (
 	"understudy/internal/alert"
 	"understudy/internal/config"
 	"understudy/internal/dnsx"
+	"understudy/internal/parity"
 	"understudy/internal/smtpc"
 	"understudy/policy"
 	"understudy/spool"
@@ -44,6 +45,7 @@ type Daemon struct {
 	opts   Options
 	store  *spool.Store
 	policy *policy.Policy
+	parity *parity.Tally
 	prober *healthprobe.Prober
 	fwd    *forwarder.Forwarder
 	in     *inbound.Server
@@ -85,6 +87,7 @@ func Open(ctx context.Context, opts Options) (_ *Daemon, err error) {
 	if err := d.policy.Load(ctx); err != nil {
 		return nil, err
 	}
+	d.parity.Load(ctx)
 	if err := d.in.Listen(); err != nil {
 		return nil, err
 	}
@@ -105,9 +108,13 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	if err != nil {
 		return err
 	}
+	d.parity, err = parity.New(counting(cfg.Policy.Parity), parity.Deps{State: d.tables, Events: d.alerts.Raise, Log: log, Metrics: reg})
+	if err != nil {
+		return err
+	}
 	d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), policy.Deps{
 		Log: log, Metrics: reg, Events: d.alerts.Raise, State: d.tables, Callout: d.callout, Resolver: resolver,
-		Up: func(domain string) bool { return d.prober.Up(domain) }, Fragile: d.fragile, PrimaryNames: d.primaryNames,
+		Up: func(domain string) bool { return d.prober.Up(domain) }, Fragile: d.fragile, PrimaryNames: d.primaryNames, Parity: d.parity.Add,
 	})
 	if err != nil {
 		return err
@@ -140,7 +147,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	}
 	d.admin = admin.New(cfg.Admin, admin.Deps{
 		Hostname: cfg.Hostname, Version: d.opts.Version, Domains: d.domains, Spool: d.store, Store: d.store, Health: d.prober,
-		Forwarder: d.fwd, Recipients: d.policy, Reload: d.Reload, Alarms: d.alerts.Active, Gatherer: reg, Log: log,
+		Forwarder: d.fwd, Recipients: d.policy, Parity: d.parity, Reload: d.Reload, Alarms: d.alerts.Active, Gatherer: reg, Log: log,
 	})
 	return nil
 }
@@ -175,6 +182,7 @@ func (d *Daemon) Reload(ctx context.Context) (admin.Reloaded, error) {
 	if err := d.alerts.Reload(cfg.Alerts); err != nil { // a token file; everything else was validated
 		d.opts.Log.LogAttrs(ctx, slog.LevelError, "alerts not reloaded, the old ones go on", slog.Any("err", err))
 	}
+	d.parity.Reload(counting(cfg.Policy.Parity))
 	d.prober.Reload(cfg.Healthprobe, cfg.HealthprobeDomains())
 	d.fwd.Reload(cfg.Forwarder, cfg.ForwarderDomains())
 	d.opts.Level.Set(cfg.Log.Level)
@@ -227,6 +235,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		{name: "inbound", run: d.in.Run},
 		{name: "forwarder", run: d.fwd.Run},
 		{name: "policy", run: d.policy.Run},
+		{name: "parity", run: d.parity.Run},
 		{name: "healthprobe", run: d.prober.Run},
 		{name: "levels", run: d.watchLevels},
 		{name: "admin", run: d.admin.Run},

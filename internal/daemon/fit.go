@@ -17,6 +17,7 @@ import (
 	"understudy/internal/config"
 	"understudy/internal/dnsx"
 	"understudy/internal/mta"
+	"understudy/internal/parity"
 	"understudy/internal/smtpc"
 	"understudy/policy"
 	"understudy/spool"
@@ -97,6 +98,11 @@ func (d *Daemon) ended(e forwarder.Ended) {
 	case e.Step == smtpc.StepRCPT && e.Reply.Permanent() && e.Outcome != mta.Deferred:
 		d.policy.Learn(e.Rcpt.Addr, e.Reply, policy.ByRcpt)
 	}
+}
+
+// counting is what the counts of parity need of its configuration.
+func counting(c policy.Parity) parity.Config {
+	return parity.Config{AlarmBypass: c.AlarmBypass, AlarmMessages: c.AlarmMessages, Keep: c.Keep}
 }
 
 // proof is what a message's verdict at receipt says for whoever would be sent a report.
