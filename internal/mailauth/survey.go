@@ -1,6 +1,7 @@
 package mailauth
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,33 +17,33 @@ const maxLine = 998
 const maxAuthors = 4
 
 // single are the fields that may stand once (RFC 5322, 3.6; RFC 2045, 3).
-var single = [...]string{
+var single = []string{
 	"From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Date", "Subject", "Message-ID", "In-Reply-To", "References",
 	"MIME-Version", "Content-Type", "Content-Transfer-Encoding",
 }
 
 // survey is what one pass over a header keeps of it.
 type survey struct {
-	seen       [len(single)]int // by the order of single
-	from       int              // addresses in From fields
-	authors    []string         // their domains, each once
-	crowd      bool             // there are more domains than are kept
+	seen       map[string]int // by the names in single
+	from       int            // addresses in From fields
+	authors    []string       // their domains, each once
+	crowd      bool           // there are more domains than are kept
+	unread     bool           // a From field is no list of addresses
 	signatures []signature
-	unread     string // a From field that is no list of addresses
-	overlong   string // the name of a field with an overlong line
+	overlong   string // where the first overlong line stands
 	nul        bool
 	odd        bool // there are lines that are no field
 }
 
 func (s *survey) visit(f *header.Field) error {
 	if f.Longest > maxLine && s.overlong == "" {
-		s.overlong = clean(f.Name)
+		s.overlong = cmp.Or(clean(f.Name), "the header")
 	}
 	s.nul = s.nul || f.NUL
 	s.odd = s.odd || f.Name == ""
-	for i, name := range single {
+	for _, name := range single {
 		if f.Is(name) {
-			s.seen[i]++
+			s.seen[name]++
 		}
 	}
 	switch {
@@ -60,7 +61,7 @@ func (s *survey) visit(f *header.Field) error {
 func (s *survey) author(f *header.Field) {
 	boxes, ok := mailboxes(f.Text())
 	if !ok || f.Cut {
-		s.unread = "the From field can't be read"
+		s.unread = true
 	}
 	s.from += len(boxes)
 	for _, d := range boxes {
@@ -85,20 +86,22 @@ func (s *survey) findings(h header.Header) []mta.Finding {
 	if h.Over {
 		add("too-large", 10, mta.Reject, "the header is larger than %d octets or %d fields", header.MaxOctets, header.MaxFields)
 	}
-	if s.seen[0] > 1 {
-		add("many-from", 5, mta.Accept, "there are %d From fields", s.seen[0])
+	fields := s.seen["From"]
+	if fields > 1 {
+		add("many-from", 5, mta.Accept, "there are %d From fields", fields)
 	}
 	switch {
-	case s.seen[0] == 0 && !h.Over:
+	case h.Over:
+	case fields == 0:
 		add("no-from", 3, mta.Accept, "the From field is missing")
-	case s.crowd:
-		add("from", 8, mta.Reject, "the From field names more than %d domains", maxAuthors)
-	case s.unread != "":
-		add("from", 2, mta.Accept, "%s", s.unread)
-	case s.seen[0] == 1 && s.from != 1:
+	case s.crowd: // who would hold all of them against DMARC?
+		add("many-domains", 8, mta.Reject, "the From field names more than %d domains", maxAuthors)
+	case s.unread:
+		add("from", 2, mta.Accept, "the From field can't be read as a list of addresses")
+	case fields == 1 && s.from != 1:
 		add("from", 1, mta.Accept, "the From field has %d addresses", s.from)
 	}
-	if s.seen[6] == 0 && !h.Over {
+	if s.seen["Date"] == 0 && !h.Over {
 		add("no-date", 1, mta.Accept, "the Date field is missing")
 	}
 	if twice := s.twice(); len(twice) > 0 {
@@ -119,9 +122,9 @@ func (s *survey) findings(h header.Header) []mta.Finding {
 // twice names the fields that stand more often than they may; From is told of by itself.
 func (s *survey) twice() []string {
 	var names []string
-	for i, n := range s.seen[1:] {
-		if n > 1 {
-			names = append(names, single[i+1])
+	for _, name := range single {
+		if s.seen[name] > 1 && name != "From" {
+			names = append(names, name)
 		}
 	}
 	return names
