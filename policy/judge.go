@@ -274,9 +274,7 @@ func (p *Policy) weighAll(ctx context.Context, j *judging, env *mta.Envelope, c 
 		}
 		found = append(found, more...)
 	}
-	if proved(env.From.DomainKey(), auth) {
-		found = without(found, func(name string) bool { return name == spoofOwn })
-	}
+	found = excused(found, env.From.DomainKey(), auth)
 	v := r.forAll(env, r.weigh(found))
 	if v.Action != mta.Reject && r.stages[stageFilters] {
 		found = append(found, p.filtered(ctx, j, r, env, c, auth)...)
@@ -302,14 +300,23 @@ func authenticate(ctx context.Context, v *mailauth.Verifier, env *mta.Envelope, 
 	return auth, found, err
 }
 
-// proved tells whether a valid DKIM signature speaks for the domain of the reverse-path, and SPF does not deny it.
-func proved(domain string, auth mta.Auth) bool {
-	if auth.SPF.Result == "fail" {
-		return false
+// excused leaves out that a reverse-path in one of our domains is forged, if a valid DKIM signature speaks for the domain
+// and SPF does not deny it. A signature that can't be checked now may yet do so.
+func excused(found []mta.Finding, domain string, auth mta.Auth) []mta.Finding {
+	signed := func(result string) bool {
+		return slices.ContainsFunc(auth.DKIM, func(d mta.AuthResult) bool {
+			return d.Result == result && strings.Contains(d.Domain, ".") && within(domain, strings.ToLower(d.Domain))
+		})
 	}
-	return slices.ContainsFunc(auth.DKIM, func(d mta.AuthResult) bool {
-		return d.Result == "pass" && strings.Contains(d.Domain, ".") && within(domain, strings.ToLower(d.Domain))
-	})
+	forged := slices.ContainsFunc(found, func(f mta.Finding) bool { return f.Name == spoofOwn })
+	if !forged || auth.SPF.Result == "fail" || !signed("pass") && !signed("temperror") {
+		return found
+	}
+	found = without(found, func(name string) bool { return name == spoofOwn })
+	if !signed("pass") {
+		found = append(found, find("spoof:unverified", domain))
+	}
+	return found
 }
 
 // forAll decides for all recipients of a message. Mail to postmaster alone is not refused by its score, nor by what is

@@ -17,21 +17,28 @@ import (
 	"understudy/internal/testkit/peer"
 )
 
-// signed is a message of 4 KiB with a DKIM signature, and what the DNS says of it.
-func signed(t testing.TB) (mta.Content, dnstest.Zones) {
+// sign gives a message a DKIM signature of a domain, and the record of its key, s._domainkey.DOMAIN.
+func sign(t testing.TB, mail, domain string) (signed, record string) {
 	t.Helper()
-	mail := strings.ReplaceAll(plainMail, "\n", "\r\n")
-	mail += strings.Repeat("All work and no play makes Jack a dull boy. 01234567890123456789\r\n", (4096-300-len(mail))/66)
 	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
 	var out bytes.Buffer
-	err := dkim.Sign(&out, strings.NewReader(mail), &dkim.SignOptions{Domain: "good.example", Selector: "s", Signer: key})
+	err := dkim.Sign(&out, strings.NewReader(strings.ReplaceAll(mail, "\n", "\r\n")), &dkim.SignOptions{Domain: domain, Selector: "s", Signer: key})
 	if err != nil {
 		t.Fatal(err)
 	}
+	public := base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey))
+	return strings.ReplaceAll(out.String(), "\r\n", "\n"), fmt.Sprintf("TXT \"v=DKIM1; k=ed25519; p=%s\"", public)
+}
+
+// signed is a message of 4 KiB with a DKIM signature, and what the DNS says of it.
+func signed(t testing.TB) (mta.Content, dnstest.Zones) {
+	t.Helper()
+	line := strings.Repeat("0123456789", 6) + "abcd\n"
+	mail, key := sign(t, plainMail+strings.Repeat(line, (4096-500-len(plainMail))/len(line)), "good.example")
 	z := world()
-	z["s._domainkey.good.example"] = []string{fmt.Sprintf("TXT \"v=DKIM1; k=ed25519; p=%s\"", base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey)))}
+	z["s._domainkey.good.example"] = []string{key}
 	z["_dmarc.good.example"] = []string{`TXT "v=DMARC1; p=reject"`}
-	return mailOf(strings.ReplaceAll(out.String(), "\r\n", "\n")), z
+	return mailOf(mail), z
 }
 
 // judgeOnce leads one message through all stages.

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -365,6 +366,46 @@ func TestDMARCDoesNotFailForWhatAHiddenClientMightProve(t *testing.T) {
 		if hidden := tt.client == "192.168.1.1"; hidden == strings.Contains(edit.Above, "spf=") {
 			t.Errorf("%s: above stands %q", tt.name, edit.Above)
 		}
+	}
+}
+
+func TestASignatureProvesASenderOfOurOwnDomains(t *testing.T) {
+	for _, tt := range []struct {
+		name, sender, by string
+		key              string // in place of the right one
+		want             mta.Action
+		reply            string
+	}{
+		{"signed by the domain", "boss@nospf.example", "nospf.example", "", mta.Accept, ""},
+		{"SPF is soft", "boss@soft.example", "soft.example", "", mta.Accept, ""},
+		{"signed by another", "boss@nospf.example", "good.example", "", mta.Reject, "550 5.7.1"},
+		{"the key is another", "boss@nospf.example", "nospf.example", `TXT "v=DKIM1; k=ed25519; p=AAAA"`, mta.Reject, "550 5.7.1"},
+		{"the key can't be had now", "boss@nospf.example", "nospf.example", "SERVFAIL", mta.Defer, "451 4.7.24"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			mail, key := sign(t, strings.ReplaceAll(plainMail, "alice@good.example", tt.sender), tt.by)
+			z := world()
+			z["s._domainkey."+tt.by] = []string{cmp.Or(tt.key, key)}
+			p := judgeWith(t, z, func(c *Config, _ map[string]Domain) { c.Judge.Weights = map[string]float64{"dkim:": 0} })
+			env := greeted(t, "192.0.2.67", "a.example", tt.sender)
+			env.Verdict = p.Sender(t.Context(), env)
+			if got := rcpt(t, p, env, "bob@example.org"); got != "taken" {
+				t.Fatal(got)
+			}
+			v, _, err := p.Content(t.Context(), env, mailOf(mail))
+			if err != nil || v.Action != tt.want {
+				t.Errorf("%v %s %+v (%v)", v.Action, names(v.Findings), v.Auth, err)
+			}
+			if r := v.Reply(); (r != nil) != (tt.reply != "") || r != nil && !strings.HasPrefix(r.String(), tt.reply) {
+				t.Errorf("it is told %v", r)
+			}
+		})
+	}
+	p := judgeWith(t, world(), nil)
+	env := greeted(t, "192.0.2.67", "a.example", "boss@example.org") // SPF says no, whatever a signature says
+	env.Verdict = p.Sender(t.Context(), env)
+	if got := rcpt(t, p, env, "bob@example.org"); !strings.HasPrefix(got, "550 5.7.1") {
+		t.Error(got)
 	}
 }
 

@@ -2,11 +2,14 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -427,5 +430,34 @@ func TestContentThatCannotBeReadIsOurOwnFault(t *testing.T) {
 	}
 	if _, err := p.Hindsight(context.Background(), env, broken); err == nil {
 		t.Error("it was judged again")
+	}
+}
+
+func TestEveryFindingIsDocumentedWithItsWeightAndAction(t *testing.T) {
+	page, err := os.ReadFile("../docs/judging.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range defaultFindings {
+		weight, action := "", ""
+		if f.Weight != 0 {
+			weight = strconv.FormatFloat(f.Weight, 'f', -1, 64) + " "
+		}
+		class := "5."
+		if f.Action != mta.Accept {
+			action = f.Action.String() + " "
+		}
+		if f.Action == mta.Defer {
+			class = "4."
+		}
+		row := fmt.Sprintf("\n| `%s` | %s| %s| %s%s |", name, weight, action, class, cmp.Or(f.Status, "7.1"))
+		if !strings.Contains(string(page), row) {
+			t.Errorf("docs/judging.md has no row%s", row)
+		}
+	}
+	for _, name := range otherFindings {
+		if !strings.Contains(string(page), "\n| `"+name+"` | ") {
+			t.Errorf("docs/judging.md has no row of %s", name)
+		}
 	}
 }
