@@ -120,7 +120,7 @@ func (i *Inline) find(ctx context.Context, fresh bool) error {
 				return err
 			case e.Reply != nil && errors.Is(err, smtpc.ErrClient) && aboutClient(e.Reply, true):
 				return i.turnedAway(e)
-			case e.Reply != nil && aboutClient(e.Reply, false):
+			case e.Reply != nil && e.Reply.Code == 421 && aboutClient(e.Reply, p.serving(to.String(), i)):
 				busy = unclosed(e.Reply)
 			default:
 				p.unreachable(to.String(), err)
@@ -204,12 +204,13 @@ func (i *Inline) use(l *line) error {
 }
 
 // aboutClient tells whether a reply that ends a session, or keeps it from beginning, is about who is served and not about
-// the primary: told tells that it knew the client. To go on without the primary then would be to get around it.
-func aboutClient(r *mta.Reply, told bool) bool {
+// the primary. To go on without the primary then would be to get around it. known: there is another sign of that, the
+// primary knew the client, or serves others of our sessions.
+func aboutClient(r *mta.Reply, known bool) bool {
 	if r.Code != 421 {
-		return told
+		return known
 	}
-	return strings.HasPrefix(r.Enhanced, "4.7.") || told && !strings.HasPrefix(r.Enhanced, "4.3.")
+	return strings.HasPrefix(r.Enhanced, "4.7.") || known && !strings.HasPrefix(r.Enhanced, "4.3.")
 }
 
 // unclosed is a primary's 421 in words that don't end the sender's session with us.
@@ -286,7 +287,7 @@ func (i *Inline) lose(ctx context.Context, err error) error {
 	case e.Reply != nil && aboutClient(e.Reply, i.l.conn.Identified()):
 		return i.stop(unclosed(e.Reply))
 	}
-	i.p.unreachable(i.l.primary, err)
+	i.p.f.health.Observe(i.l.primary, err)
 	i.log(slog.LevelWarn, "inline session lost", slog.String("step", e.Step.String()), slog.Any("err", err))
 	return i.stop(awayFrom(i.dest, err))
 }
@@ -299,7 +300,8 @@ func (i *Inline) mailRefused(r mta.Reply) error {
 		return &r
 	}
 	i.log(slog.LevelError, "inline sender refused to us", slog.String("reply", r.String()))
-	if name := i.l.primary; i.p.all.refusedUs(name, time.Now()) {
+	ofSender := strings.HasPrefix(r.Enhanced, "5.1.") // its address, which anybody can make up
+	if name := i.l.primary; !ofSender && i.p.all.refusedUs(name, time.Now()) {
 		i.p.f.raise(mta.Event{
 			Kind: mta.EventNotDelivered, Subject: name, Level: mta.Alarm,
 			Text: fmt.Sprintf("%s refuses MAIL for good and was not told who the client is (%s). Senders are asked to try again; see that it trusts us.", name, r),

@@ -25,25 +25,12 @@ type piped struct {
 	*testkit.Primary
 	stopped chan struct{}
 	wg      sync.WaitGroup
-	mu      sync.Mutex
-	dead    bool // nothing can be dialled
 }
 
 func (p *piped) dial(context.Context, string, string) (net.Conn, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.dead {
-		return nil, errors.New("connection refused")
-	}
 	near, far := net.Pipe()
 	p.wg.Go(func() { p.Session(far, p.stopped) })
 	return near, nil
-}
-
-func (p *piped) kill(dead bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.dead = dead
 }
 
 // inBubble runs a forwarder with one primary in virtual time. No warm sessions are made unless set asks for them. When body
@@ -450,6 +437,7 @@ func TestARefusalOfMAILIsPassedOnOnlyIfThePrimarySawTheClient(t *testing.T) {
 		{true, "550 5.7.1 go away", "rcpt: 550 5.7.1 go away", 0},
 		{false, "550 5.7.1 go away", "rcpt: 451 4.3.0", 1},
 		{true, "503 5.5.1 not now", "rcpt: 451 4.3.0", 1},
+		{false, "550 5.1.8 no such domain", "rcpt: 451 4.3.0", 0},
 		{false, "552 5.3.4 too big", "rcpt: 552 5.3.4 too big", 0},
 		{false, "450 4.7.1 grey", "rcpt: 450 4.7.1 grey", 0},
 	} {
@@ -513,6 +501,20 @@ func TestAClientThatThePrimaryTurnsAwayDoesNotGetInUnderOurName(t *testing.T) {
 
 func TestAPrimaryThatIsCrowdedIsNotAway(t *testing.T) {
 	inBubble(t, nil, func(w *world, p *piped) {
+		i, err := w.f.Inline(w.t.Context(), w.envelope(""), "example.org")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.On(testkit.AtBanner, testkit.Bye("421 too many at once"))
+		if got := w.relay(w.envelope(""), letter("x\r\n"), "bob@example.org"); got != "begin: 451 too many at once" {
+			t.Error(got)
+		}
+		p.SetScript(nil)
+		if r, err := i.Rcpt(w.t.Context(), rcpt("bob@example.org")); err != nil || r.Code != 250 {
+			t.Error(r, err)
+		}
+		i.l.conn.Close()
+		i.Abort()
 		p.On(testkit.AtBanner, testkit.Bye("421 4.7.0 too many connections"))
 		if got := w.relay(w.envelope(""), letter("x\r\n"), "bob@example.org"); got != "begin: 451 4.7.0 too many connections" {
 			t.Error(got)

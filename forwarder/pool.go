@@ -214,7 +214,19 @@ func (p *pool) current() (road, error) {
 	return r, nil
 }
 
-// unreachable notes that no session could be opened, or one was lost: the health hears of it.
+// serving reports that another transaction has a session with the primary, which is there then.
+func (p *pool) serving(primary string, but *Inline) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, with := range p.busy {
+		if with == primary && i != but {
+			return true
+		}
+	}
+	return false
+}
+
+// unreachable notes that no session could be opened: the health hears of it.
 func (p *pool) unreachable(primary string, err error) {
 	if what := smtpc.TLSFailure(err); what != "" {
 		p.f.host(primary).tlsFailed(what)
