@@ -56,6 +56,10 @@ func (d *discovery) evaluate(author string, auth mta.Auth) (mta.AuthResult, bool
 	if !aligned && err == nil { // RFC 9989, 5.3.6: who can't be asked now has neither passed nor failed
 		unsure, err = d.aligned(author, r, auth, "temperror")
 	}
+	if !aligned && err == nil && auth.SPF.Result == "" {
+		result.Result, result.Reason = "temperror", "SPF was not looked at" // half of the evidence proves no fraud
+		return result, false
+	}
 	policy, applies := "", true
 	if !aligned && !unsure && err == nil {
 		policy, applies, err = r.asks(author, func() (bool, error) { return d.exists(author) })

@@ -148,12 +148,14 @@ func TestDMARCRecordsAreReadAsTheRFCSays(t *testing.T) {
 func TestDMARC(t *testing.T) {
 	spf := func(d string) mta.Auth { return mta.Auth{SPF: mta.AuthResult{Result: "pass", Domain: d}} }
 	dkim := func(results ...string) (a mta.Auth) {
+		a.SPF.Result = "none"
 		for _, r := range results {
 			result, domain, _ := strings.Cut(r, " ")
 			a.DKIM = append(a.DKIM, mta.AuthResult{Result: result, Domain: domain})
 		}
 		return a
 	}
+	none := mta.Auth{SPF: mta.AuthResult{Result: "none"}}
 	reject := map[string]string{"example.com": "v=DMARC1; p=reject"}
 	one := func(txt string) map[string]string { return map[string]string{"example.com": txt} }
 	tests := []struct {
@@ -174,36 +176,39 @@ func TestDMARC(t *testing.T) {
 		{"the second signature", reject, "example.com", dkim("pass example.net", "fail example.com", "pass a.example.com"), "pass reject", true},
 		{"a broken signature", reject, "example.com", dkim("fail example.com"), "fail reject", false},
 		{"a signature with a length", reject, "example.com", dkim("policy example.com"), "fail reject", false},
-		{"nothing", reject, "example.com", mta.Auth{}, "fail reject", false},
-		{"quarantine", one("v=DMARC1; p=quarantine"), "example.com", mta.Auth{}, "fail quarantine", false},
-		{"none", one("v=DMARC1; p=none"), "example.com", mta.Auth{}, "fail none", false},
-		{"no p", one("v=DMARC1"), "example.com", mta.Auth{}, "fail none", false},
-		{"a p that there is not", one("v=DMARC1; p=refuse"), "example.com", mta.Auth{}, "permerror the record names no policy", false},
-		{"a p that there is not, and reports", one("v=DMARC1; p=refuse; rua=mailto:a@example.com"), "example.com", mta.Auth{}, "fail none", false},
-		{"a test of reject", one("v=DMARC1; p=reject; t=y"), "example.com", mta.Auth{}, "fail quarantine", false},
-		{"a test of quarantine", one("v=DMARC1; p=quarantine; t=y"), "example.com", mta.Auth{}, "fail none", false},
-		{"pct means nothing", one("v=DMARC1; p=reject; pct=0"), "example.com", mta.Auth{}, "fail reject", false},
+		{"nothing", reject, "example.com", none, "fail reject", false},
+		{"nobody looked at SPF", reject, "example.com", mta.Auth{}, "temperror SPF was not looked at", false},
+		{"nobody looked at SPF, and no signature is enough", reject, "example.com", mta.Auth{DKIM: dkim("pass example.net").DKIM}, "temperror SPF was not looked at", false},
+		{"nobody looked at SPF, but a signature is enough", reject, "example.com", mta.Auth{DKIM: dkim("pass a.example.com").DKIM}, "pass reject", true},
+		{"quarantine", one("v=DMARC1; p=quarantine"), "example.com", none, "fail quarantine", false},
+		{"none", one("v=DMARC1; p=none"), "example.com", none, "fail none", false},
+		{"no p", one("v=DMARC1"), "example.com", none, "fail none", false},
+		{"a p that there is not", one("v=DMARC1; p=refuse"), "example.com", none, "permerror the record names no policy", false},
+		{"a p that there is not, and reports", one("v=DMARC1; p=refuse; rua=mailto:a@example.com"), "example.com", none, "fail none", false},
+		{"a test of reject", one("v=DMARC1; p=reject; t=y"), "example.com", none, "fail quarantine", false},
+		{"a test of quarantine", one("v=DMARC1; p=quarantine; t=y"), "example.com", none, "fail none", false},
+		{"pct means nothing", one("v=DMARC1; p=reject; pct=0"), "example.com", none, "fail reject", false},
 		{"strict SPF", one("v=DMARC1; p=reject; aspf=s"), "example.com", spf("a.example.com"), "fail reject", false},
 		{"strict SPF, the same", one("v=DMARC1; p=reject; aspf=s"), "example.com", spf("example.com"), "pass reject", true},
 		{"strict SPF, relaxed DKIM", one("v=DMARC1; p=reject; aspf=s"), "example.com", dkim("pass a.example.com"), "pass reject", true},
 		{"strict both", one("v=DMARC1; p=reject; aspf=s; adkim=s"), "example.com", dkim("pass a.example.com"), "fail reject", false},
-		{"sp for what exists", one("v=DMARC1; p=reject; sp=none; np=quarantine"), "there.example.com", mta.Auth{}, "fail none", false},
-		{"np for what does not", one("v=DMARC1; p=reject; sp=none; np=quarantine"), "gone.example.com", mta.Auth{}, "fail quarantine", false},
-		{"np without sp for what exists", one("v=DMARC1; p=none; np=reject"), "there.example.com", mta.Auth{}, "fail none", false},
-		{"sp without np for what does not", one("v=DMARC1; p=none; sp=reject"), "gone.example.com", mta.Auth{}, "fail reject", false},
-		{"sp means nothing to the domain itself", one("v=DMARC1; p=none; sp=reject; np=reject"), "example.com", mta.Auth{}, "fail none", false},
-		{"the author's own record goes first", map[string]string{"example.com": "v=DMARC1; p=reject", "a.example.com": "v=DMARC1; p=none"}, "a.example.com", mta.Auth{}, "fail none", false},
+		{"sp for what exists", one("v=DMARC1; p=reject; sp=none; np=quarantine"), "there.example.com", none, "fail none", false},
+		{"np for what does not", one("v=DMARC1; p=reject; sp=none; np=quarantine"), "gone.example.com", none, "fail quarantine", false},
+		{"np without sp for what exists", one("v=DMARC1; p=none; np=reject"), "there.example.com", none, "fail none", false},
+		{"sp without np for what does not", one("v=DMARC1; p=none; sp=reject"), "gone.example.com", none, "fail reject", false},
+		{"sp means nothing to the domain itself", one("v=DMARC1; p=none; sp=reject; np=reject"), "example.com", none, "fail none", false},
+		{"the author's own record goes first", map[string]string{"example.com": "v=DMARC1; p=reject", "a.example.com": "v=DMARC1; p=none"}, "a.example.com", none, "fail none", false},
 		{"and its organizational domain is above all the same", map[string]string{"example.com": "v=DMARC1; p=reject", "a.example.com": "v=DMARC1; p=none"}, "a.example.com", spf("b.example.com"), "pass none", true},
 		{"psd=n parts them", map[string]string{"example.com": "v=DMARC1; p=reject", "a.example.com": "v=DMARC1; p=reject; psd=n"}, "a.example.com", spf("b.example.com"), "fail reject", false},
 		{"psd=n parts the other", map[string]string{"example.com": "v=DMARC1; p=reject", "a.example.com": "v=DMARC1; p=reject; psd=n"}, "example.com", spf("x.a.example.com"), "fail reject", false},
-		{"a public suffix domain's policy", map[string]string{"com": "v=DMARC1; p=none; np=reject; psd=y"}, "a.gone.com", mta.Auth{}, "fail reject", false},
+		{"a public suffix domain's policy", map[string]string{"com": "v=DMARC1; p=none; np=reject; psd=y"}, "a.gone.com", none, "fail reject", false},
 		{"a public suffix domain's policy, and alignment below it", map[string]string{"com": "v=DMARC1; p=reject; psd=y"}, "a.example.com", spf("b.example.com"), "pass reject", true},
 		{"two domains of one public suffix", map[string]string{"com": "v=DMARC1; p=reject; psd=y"}, "example.com", spf("other.com"), "fail reject", false},
-		{"an organization below a public suffix has its own", map[string]string{"com": "v=DMARC1; p=reject; psd=y", "example.com": "v=DMARC1; p=none"}, "a.example.com", mta.Auth{}, "fail none", false},
+		{"an organization below a public suffix has its own", map[string]string{"com": "v=DMARC1; p=reject; psd=y", "example.com": "v=DMARC1; p=none"}, "a.example.com", none, "fail none", false},
 		{"no record", nil, "example.com", spf("example.com"), "none", true},
 		{"no record, a stranger", nil, "example.com", spf("example.net"), "none", false},
 		{"no record, a subdomain", nil, "example.com", spf("a.example.com"), "none", false},
-		{"no answer for the author", one("SERVFAIL"), "example.com", mta.Auth{}, "temperror the policy can't be asked for now", false},
+		{"no answer for the author", one("SERVFAIL"), "example.com", none, "temperror the policy can't be asked for now", false},
 		{"no answer above the author", map[string]string{"a.example.com": "v=DMARC1; p=reject", "com": "SERVFAIL"}, "a.example.com", spf("b.example.com"), "temperror the DNS gave no answer", false},
 		{"no answer above, where it does not matter", map[string]string{"a.example.com": "v=DMARC1; p=reject", "com": "SERVFAIL"}, "a.example.com", spf("a.example.com"), "pass reject", true},
 		{"SPF might have passed", reject, "example.com", mta.Auth{SPF: mta.AuthResult{Result: "temperror", Domain: "example.com"}}, "temperror the DNS gave no answer", false},
@@ -232,7 +237,7 @@ func TestThePublicSuffixListCanDecide(t *testing.T) {
 		t.Fatal(err)
 	}
 	for from, want := range map[string]string{"example.co.uk": "fail reject", "a.b.example.co.uk": "fail quarantine", "a.mail.example.co.uk": "fail quarantine", "co.uk": "none "} {
-		if r, _ := v.authors(t.Context(), []string{from}, mta.Auth{}); r.Result+" "+r.Reason != want {
+		if r, _ := v.authors(t.Context(), []string{from}, mta.Auth{SPF: mta.AuthResult{Result: "none"}}); r.Result+" "+r.Reason != want {
 			t.Errorf("%s: got %+v, want %s", from, r, want)
 		}
 	}
