@@ -77,9 +77,9 @@ func (v *Verifier) dkim(ctx context.Context, c mta.Content, h header.Header, s *
 		MaxVerifications: v.cfg.Signatures,
 	})
 	switch {
-	case in.err != nil && ctx.Err() == nil:
-		return nil, fmt.Errorf("dkim: read: %w", in.err)
 	case in.err != nil:
+		return nil, fmt.Errorf("dkim: read: %w", in.err)
+	case in.late:
 		return allOf(sigs, "temperror", "not verified in time"), nil
 	case err != nil && !errors.Is(err, dkim.ErrTooManySignatures):
 		return allOf(sigs, "neutral", err.Error()), nil
@@ -101,16 +101,15 @@ func tooMuch(sigs []signature, h header.Header) bool {
 
 // copyReader ends a content early rather than with an error, which the library does not survive, and remembers why.
 type copyReader struct {
-	ctx context.Context
-	r   io.Reader
-	err error
+	ctx  context.Context
+	r    io.Reader
+	err  error // the reader's
+	late bool  // time was up
 }
 
 func (c *copyReader) Read(p []byte) (int, error) {
-	if c.err == nil {
-		c.err = c.ctx.Err()
-	}
-	if c.err != nil {
+	c.late = c.late || c.ctx.Err() != nil
+	if c.late || c.err != nil {
 		return 0, io.EOF
 	}
 	n, err := c.r.Read(p)
