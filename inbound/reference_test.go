@@ -199,6 +199,43 @@ func (oneDomain) Recipient(_ context.Context, _ *mta.Envelope, to mta.Path) (mta
 	return mta.Recipient{Addr: to, Dest: "example.org"}, nil
 }
 
+// allInline sends the mail of one domain inline.
+type allInline struct{ testJudge }
+
+func (*allInline) Admit(ctx context.Context, env *mta.Envelope, to mta.Path) (mta.Recipient, mta.Road, error) {
+	r, err := oneDomain{}.Recipient(ctx, env, to)
+	return r, mta.Inline, err
+}
+
+func (*allInline) Clean(*mta.Envelope, mta.Content) (mta.Edit, error) { return mta.Edit{}, nil }
+
+// willing is a relay to a primary that takes everything, and keeps it where the spool would.
+type willing struct{ kept *memorySpool }
+
+func (w willing) Begin(_ context.Context, env *mta.Envelope, _ string) (Transaction, error) {
+	return &willingTransaction{w, env}, nil
+}
+
+type willingTransaction struct {
+	willing
+	env *mta.Envelope
+}
+
+func (*willingTransaction) Abort() {}
+
+func (*willingTransaction) Rcpt(context.Context, mta.Recipient) (mta.Reply, error) {
+	return mta.Reply{Code: 250, Text: "ok"}, nil
+}
+
+func (t *willingTransaction) Send(ctx context.Context, c mta.Content) (mta.Reply, error) {
+	r, err := c.Open()
+	if err != nil {
+		return mta.Reply{}, err
+	}
+	defer r.Close()
+	return mta.Reply{Code: 250, Text: "ok"}, t.kept.Put(ctx, t.env, r)
+}
+
 func (s *slowServer) data(arg string) {
 	if arg != "" {
 		s.say(501)
@@ -350,7 +387,7 @@ func FuzzWireAgreesWithSlowReference(f *testing.F) {
 		open + "DATA\r\n" + strings.Repeat("x", 5000) + "\r\n.\r\n" + strings.Repeat("y", 4094) + "\r\n" + strings.Repeat("z", 4095) + "\r\nNOOP\r\n",
 		"BDAT 4 LAST\r\nQUIT\r\nETRN x\r\nSTARTTLS\r\n\x16\x03\x01",
 	} {
-		for _, n := range []uint16{1, 7, 4096} {
+		for _, n := range []uint16{1, 6, 7, 4096} {
 			f.Add(s, n)
 		}
 	}
@@ -364,7 +401,11 @@ func FuzzWireAgreesWithSlowReference(f *testing.F) {
 		want.run()
 
 		spool := &memorySpool{}
-		s, err := New(cfg, Deps{Spool: spool, Policy: oneDomain{}})
+		deps := Deps{Spool: spool, Policy: oneDomain{}}
+		if n%2 == 1 { // inline, which must make no difference
+			deps.Relay, deps.Judge = willing{spool}, &allInline{}
+		}
+		s, err := New(cfg, deps)
 		if err != nil {
 			t.Fatal(err)
 		}
