@@ -189,6 +189,25 @@ func TestClamdIsAsked(t *testing.T) {
 	}
 }
 
+func TestClamAVsMilterIsAsked(t *testing.T) {
+	c := peer.NewClamd(t)
+	c.Start()
+	m := peer.NewClamAVMilter(t, c)
+	m.Start()
+	s := newSet(t, Config{Name: "clamav", Kind: Milter, Address: m.Addr, VirusScanner: true})
+	if found := s.Judge(t.Context(), envelope(), content(plainMail), mta.Auth{}); len(found) > 0 {
+		t.Errorf("a clean message: %+v", found)
+	}
+	want := "milter:clamav reject 7.1 found Understudy.Test.UNOFFICIAL"
+	if got := brief(s.Judge(t.Context(), envelope(), content(plainMail+peer.ClamdMarker), mta.Auth{})); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	c.Stop()
+	if got := brief(s.Judge(t.Context(), envelope(), content(plainMail), mta.Auth{})); !strings.Contains(got, " defer ") {
+		t.Errorf("without its clamd: %q", got)
+	}
+}
+
 // TestOpenDKIMVerifiesWhatWeSend shows that a milter sees header and body as they came, also by the canonicalization
 // that forgives nothing.
 func TestOpenDKIMVerifiesWhatWeSend(t *testing.T) {
