@@ -14,8 +14,14 @@
 // of a recipient, and doubts one that came back without its users. Shadow and Settled (shadow.go) hold our verdicts against
 // the primary's.
 //
+// Mail that we keep is judged (judge.go): Sender finds what the envelope and the DNS say (client.go, sender.go), Recipient
+// decides by it for one domain, suspicious clients come back (greylist.go), and Content adds what mailauth and the filters
+// find. What a finding weighs, and what a score leads to, are pure tables (weights.go, judgeconfig.go). Clean and the edits
+// of a header are in edit.go. Trouble of the DNS never refuses for good.
+//
 // Lists are one immutable state behind an atomic pointer: whatever changes builds the next state aside and swaps it in,
 // so that no decision waits for a list and each sees one state whole. Run owns all goroutines: one for each source that
 // is being read (at most maxLooks), one for each callout (at most maxCallouts), maxShadows that judge beside the primary,
-// and one that keeps what was learned.
+// one that tests the DNS lists, and one that keeps what was learned. A judgement starts some for its questions, and awaits
+// them.
 package policy

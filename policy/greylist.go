@@ -210,7 +210,7 @@ func suspicious(v mta.Verdict, g Greylist) bool {
 	if v.Score >= g.Above {
 		return true
 	}
-	return v.Score > 0 && slices.ContainsFunc(v.Findings, func(f mta.Finding) bool { return kindOf(f.Name) == "rdns:" })
+	return v.Score > 0 && slices.ContainsFunc(v.Findings, func(f mta.Finding) bool { return kindOf(f.Name) == "rdns:" && f.Weight > 0 })
 }
 
 // greylisted tells how long a suspicious client has still to wait with mail to a recipient.

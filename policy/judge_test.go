@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"understudy/internal/dnsx"
 	"understudy/internal/dnsx/dnstest"
 	"understudy/internal/filter"
@@ -597,6 +600,13 @@ func TestAReloadChangesTheRules(t *testing.T) {
 	env.Verdict = p.Sender(t.Context(), env)
 	if got := rcpt(t, p, env, "bob@example.org"); !strings.HasPrefix(got, "550 5.7.1") {
 		t.Errorf("got %s", got)
+	}
+	gathered := prometheus.NewPedanticRegistry()
+	if err := gathered.Register(newAges(p.Policy)); err != nil {
+		t.Fatal(err)
+	}
+	if err := testutil.GatherAndCompare(gathered, strings.NewReader("# HELP understudy_policy_dns_list_alive Whether a DNS list is asked about clients: it passed its last test.\n# TYPE understudy_policy_dns_list_alive gauge\nunderstudy_policy_dns_list_alive{list=\"bl.example\"} 1\n"), "understudy_policy_dns_list_alive"); err != nil {
+		t.Error(err)
 	}
 	if l := p.Lists(); len(l) != 1 || l[0].List != "bl.example" || p.HindsightAfter() != 0 {
 		t.Errorf("lists %+v", l)

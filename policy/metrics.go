@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"understudy/internal/dnsbl"
 )
 
 // metrics counts what was said and done.
@@ -76,6 +78,7 @@ func (m *metrics) callout(result string)      { m.callouts.WithLabelValues(resul
 type ages struct {
 	p                               *Policy
 	age, recipients, fresh, learned *prometheus.Desc
+	list                            *prometheus.Desc
 }
 
 func newAges(p *Policy) *ages {
@@ -87,13 +90,14 @@ func newAges(p *Policy) *ages {
 		age:        desc("source_age_seconds", "Time since the last good look at a source of recipients. Absent: there was none.", "source"),
 		recipients: desc("source_recipients", "Recipients that a source lists.", "source"),
 		fresh:      desc("source_fresh", "Whether a source may say that a recipient does not exist.", "source"),
+		list:       desc("dns_list_alive", "Whether a DNS list is asked about clients: it passed its last test.", "list"),
 		learned:    desc("learned_recipients", "Recipients that the primaries taught us of, by what they said.", "says"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (a *ages) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{a.age, a.recipients, a.fresh, a.learned} {
+	for _, d := range []*prometheus.Desc{a.age, a.recipients, a.fresh, a.learned, a.list} {
 		ch <- d
 	}
 }
@@ -113,6 +117,13 @@ func (a *ages) Collect(ch chan<- prometheus.Metric) {
 			fresh = 1
 		}
 		gauge(a.fresh, fresh, s.Name)
+	}
+	for _, l := range a.p.Lists() {
+		alive := 0.0
+		if l.State == dnsbl.Alive {
+			alive = 1
+		}
+		gauge(a.list, alive, l.List)
 	}
 	good, bad := a.p.learned.sizes()
 	gauge(a.learned, float64(good), "exists")
