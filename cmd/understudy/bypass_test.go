@@ -98,7 +98,6 @@ func filtering(t *testing.T, dns *dnstest.Server) (*peer.Postfix, *peer.Rspamd) 
 		"local.d/policies_group.conf": "symbols = { \"R_SPF_FAIL\" { weight = 20; } }\n",
 		"local.d/dmarc.conf":          "actions = { reject = \"reject\"; }\n",
 		"local.d/greylist.conf":       "enabled = false;\n",
-		"local.d/fuzzy_check.conf":    "enabled = false;\n",
 	})
 	rspamd.Start()
 	primary := peer.NewPostfix(t, map[string]string{

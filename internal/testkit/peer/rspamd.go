@@ -21,6 +21,10 @@ func NewRspamd(t testing.TB, files map[string]string) *Rspamd {
 	Require(t, "rspamd")
 	r := &Rspamd{server: newServer(t), MilterAddr: FreeAddr(t), ControllerAddr: FreeAddr(t)}
 	all := map[string]string{
+		// It takes half a minute to start where it compiles all rules and suffixes first, and asks for hosts of its makers.
+		"override.d/options.inc":        fmt.Sprintf("disable_hyperscan = true;\nurl_tld = %q;\n", r.path("etc/tlds")),
+		"tlds":                          "com\nnet\norg\ntest\n",
+		"local.d/fuzzy_check.conf":      "enabled = false;\n",
 		"local.d/logging.inc":           "type = \"console\";\nlevel = \"info\";\n",
 		"local.d/options.inc":           "dns {\n nameserver = [\"127.0.0.1:1\"];\n timeout = 0.2s;\n retransmits = 1;\n}\n",
 		"local.d/worker-normal.inc":     fmt.Sprintf("bind_socket = %q;\ncount = 1;\n", r.Addr),
