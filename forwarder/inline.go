@@ -151,10 +151,11 @@ func (i *Inline) line(ctx context.Context, to mta.Primary, fresh bool) (*line, e
 			p.f.m.inline.reused.Inc()
 			return l, nil
 		}
-		if errors.Is(err, smtpc.ErrClient) {
+		e, _ := errors.AsType[*smtpc.Error](err)
+		if errors.Is(err, smtpc.ErrClient) && e.Reply.Code != 421 || ctx.Err() != nil {
 			return nil, err
 		}
-		// it died while it was taken: another
+		// the primary had enough of it: another
 	}
 	l, err := p.dial(ctx, to, i.client, i.key)
 	if err == nil {

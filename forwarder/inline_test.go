@@ -499,6 +499,31 @@ func TestAClientThatThePrimaryTurnsAwayDoesNotGetInUnderOurName(t *testing.T) {
 	}
 }
 
+func TestAWarmSessionThatEndsWhenItIsTakenIsReplacedUnseen(t *testing.T) {
+	for _, action := range []testkit.Action{testkit.Bye("421 4.4.2 timeout"), testkit.ResetNow, testkit.Garbage} {
+		set := func(p *piped, w *world) { p.XCLIENT = true; w.cfg.Inline.Warm = 2 }
+		inBubble(t, set, func(w *world, p *piped) {
+			if got := w.relay(w.envelope("198.51.100.1"), letter("x\r\n"), "bob@example.org"); got != took {
+				t.Error(got)
+			}
+			synctest.Wait()
+			made := p.Conns()
+			p.SetScript(func(at testkit.Point) testkit.Action {
+				if at.Step == testkit.AtXCLIENT && at.Conn <= made {
+					return action
+				}
+				return testkit.Action{}
+			})
+			if got := w.relay(w.envelope("198.51.100.2"), letter("x\r\n"), "bob@example.org"); got != took || made != 3 {
+				t.Error(got, made)
+			}
+			if n := w.gates.troubles(p.Primary.Primary().String()); n != 0 {
+				t.Errorf("the health was told of %d troubles", n)
+			}
+		})
+	}
+}
+
 func TestAPrimaryThatIsCrowdedIsNotAway(t *testing.T) {
 	inBubble(t, nil, func(w *world, p *piped) {
 		i, err := w.f.Inline(w.t.Context(), w.envelope(""), "example.org")
