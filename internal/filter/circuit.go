@@ -24,6 +24,7 @@ type circuit struct {
 	failures int       // in a row
 	last     string    // error
 	lastAt   time.Time
+	retry    time.Time // while it is down: when it is asked again
 }
 
 func (c *circuit) current() State {
@@ -39,7 +40,7 @@ func (c *circuit) enter(s State, now time.Time) { c.state, c.since = s, now }
 func (c *circuit) admit(now time.Time) bool {
 	switch c.current() {
 	case Down:
-		if now.Sub(c.lastAt) < asksAgain {
+		if now.Before(c.retry) {
 			return false
 		}
 		c.state = Probing // it is down since then all the same
@@ -63,7 +64,7 @@ func (c *circuit) answered(now time.Time) (closed bool) {
 // failed notes a failure, and reports that the circuit opened.
 func (c *circuit) failed(now time.Time, err string) (opened bool) {
 	c.failures++
-	c.last, c.lastAt = err, now
+	c.last, c.lastAt, c.retry = err, now, now.Add(asksAgain)
 	switch c.current() {
 	case Probing:
 		c.state = Down
@@ -75,6 +76,9 @@ func (c *circuit) failed(now time.Time, err string) (opened bool) {
 	}
 	return false
 }
+
+// hint lets the next message ask, for there are signs that the filter is back.
+func (c *circuit) hint() { c.retry = time.Time{} }
 
 // abandoned notes that a question ended without telling anything about the filter.
 func (c *circuit) abandoned() {

@@ -6,7 +6,7 @@ import (
 )
 
 // TestTheCircuit plays words: "ok", "fail" and "gone" are what became of an admitted question, "no" is one that must not
-// be admitted, "wait" is asksAgain.
+// be admitted, "wait" is asksAgain, "hint" a ping that was answered.
 func TestTheCircuit(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -21,6 +21,8 @@ func TestTheCircuit(t *testing.T) {
 		{"it is asked again", []string{"fail", "fail", "fail", "wait", "ok", "fail", "ok"}, Up},
 		{"and is not there yet", []string{"fail", "fail", "fail", "wait", "fail", "no", "wait", "ok"}, Up},
 		{"and the sender hung up", []string{"fail", "fail", "fail", "wait", "gone", "ok"}, Up},
+		{"at once after a hint", []string{"fail", "fail", "fail", "hint", "ok"}, Up},
+		{"a hint is not believed", []string{"fail", "fail", "fail", "hint", "fail", "no"}, Down},
 		{"by one only", []string{"fail", "fail", "fail", "wait", "ask", "no", "no"}, Probing},
 	}
 	for _, tt := range tests {
@@ -29,8 +31,12 @@ func TestTheCircuit(t *testing.T) {
 			var c circuit
 			changes := 0
 			for i, w := range tt.words {
-				if w == "wait" {
+				switch w {
+				case "wait":
 					now = now.Add(asksAgain)
+					continue
+				case "hint":
+					c.hint()
 					continue
 				}
 				if got := c.admit(now); got != (w != "no") {

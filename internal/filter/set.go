@@ -153,7 +153,8 @@ func (s *Set) Judge(ctx context.Context, env *mta.Envelope, c mta.Content, auth 
 	return slices.Concat(found...)
 }
 
-// Check asks each filter whether it is there, and returns why not, by name; nil is yes. An answer closes a circuit.
+// Check asks each filter whether it is there, and returns why not, by name; nil is yes. One that is down and answers now
+// is asked about the next message; only its answer to that ends the alarm.
 func (s *Set) Check(ctx context.Context) map[string]error {
 	filters := s.chosen(nil)
 	errs := make([]error, len(filters))
@@ -163,7 +164,9 @@ func (s *Set) Check(ctx context.Context) map[string]error {
 			ctx, cancel := context.WithTimeout(ctx, f.Timeout)
 			defer cancel()
 			if errs[i] = f.ping(ctx); errs[i] == nil {
-				s.reached(f)
+				f.mu.Lock()
+				f.circuit.hint()
+				f.mu.Unlock()
 			}
 		})
 	}
@@ -175,31 +178,23 @@ func (s *Set) Check(ctx context.Context) map[string]error {
 	return all
 }
 
-// reached notes that the filter answers pings. While it is up that says nothing about whether it judges.
-func (s *Set) reached(f *filter) {
-	f.mu.Lock()
-	closed := f.circuit.current() != Up && f.circuit.answered(time.Now())
-	f.mu.Unlock()
-	if closed {
-		s.up(f)
-	}
-}
-
-// Status is what is known of one filter, for operators.
+// Status is what is known of one filter, for operators. Since is when it went down or came back, zero if it never was
+// down. Failures are those in a row; LastError is also of a filter that is up again. Busy is how many messages it is asked
+// about now, Judged how many answers it gave.
 type Status struct {
 	Name           string    `json:"name"`
 	Kind           string    `json:"kind"`
 	Address        string    `json:"address"`
 	State          State     `json:"state"`
-	Since          time.Time `json:"since,omitzero"`          // when it went up or down; zero: it never was down
-	Failures       int       `json:"failures"`                // in a row
-	LastError      string    `json:"last_error,omitempty"`    // also of a filter that is up again
-	LastErrorAt    time.Time `json:"last_error_at,omitzero"`  //
-	Busy           int       `json:"busy"`                    // messages that it is asked about now
-	MaxConnections int       `json:"max_connections"`         //
-	Judged         uint64    `json:"judged"`                  // answers since the start or its last change
-	OnFailure      string    `json:"on_failure"`              //
-	VirusScanner   bool      `json:"virus_scanner,omitempty"` // without its answer mail is deferred
+	Since          time.Time `json:"since,omitzero"`
+	Failures       int       `json:"failures"`
+	LastError      string    `json:"last_error,omitempty"`
+	LastErrorAt    time.Time `json:"last_error_at,omitzero"`
+	Busy           int       `json:"busy"`
+	MaxConnections int       `json:"max_connections"`
+	Judged         uint64    `json:"judged"`
+	OnFailure      string    `json:"on_failure"`
+	VirusScanner   bool      `json:"virus_scanner,omitempty"`
 }
 
 // Status tells of each filter, in their order.
