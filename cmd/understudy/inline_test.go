@@ -57,6 +57,34 @@ func TestWhileItIsUpThePrimaryItselfAnswersTheSender(t *testing.T) {
 	s.stop()
 }
 
+func TestAnEximThatIsUpAnswersTheSender(t *testing.T) {
+	primary := peer.NewExim(t, "acl_smtp_data = ${if match{$h_subject:}{pills}{deny message = no pills here}"+
+		"{${if match{$h_subject:}{slow}{defer message = come back later}{accept}}}}")
+	s := newServer(t, fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}", primary.Addr))
+	primary.Start()
+	s.start()
+	s.untilPrimary("up")
+	for _, tt := range []struct{ to, subject, want string }{
+		{"bob@example.org", "news", "250"},
+		{"bad@example.org", "news", "550"},
+		{"bob@example.org", "cheap pills", "550"},
+		{"bob@example.org", "slow", "451"},
+	} {
+		through := mail(t, s.smtp, "", tt.to, letter(tt.subject))
+		direct := mail(t, primary.Addr, "", tt.to, letter(tt.subject))
+		if tt.want == "250" { // the queue ids differ
+			through, direct = through[:3], direct[:3]
+		}
+		if through != direct || !strings.HasPrefix(through, tt.want) {
+			t.Errorf("%s, %s: through us %q, from the primary itself %q, want %s", tt.to, tt.subject, through, direct, tt.want)
+		}
+	}
+	if s.waiting() != 0 || s.held() != 0 || len(primary.Messages()) != 2 {
+		t.Errorf("%d messages wait here, %d are held, Exim has %d", s.waiting(), s.held(), len(primary.Messages()))
+	}
+	s.stop()
+}
+
 func TestTheSendersOwnServerMakesTheBounce(t *testing.T) {
 	primary := peer.NewPostfix(t, judging())
 	s := newServer(t, behind(primary))
