@@ -2,6 +2,7 @@ package mailauth
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -39,43 +40,56 @@ func severity(r mta.AuthResult) int {
 	return 0
 }
 
-// evaluate is DMARC for one author's domain (RFC 9989, 5.3).
+// evaluate is DMARC for one author's domain (RFC 9989, 5.3), and whether SPF or a signature speaks for it.
 func (d *discovery) evaluate(author string, auth mta.Auth) (mta.AuthResult, bool) {
-	result := mta.AuthResult{Domain: author}
-	r, err := d.applied(author)
-	if err != nil {
-		result.Result, result.Reason = "temperror", "the policy can't be asked for now"
-		return result, anyOf(auth, "pass", func(_ bool, domain string) bool { return domain == author })
+	result := func(word, reason string) mta.AuthResult {
+		return mta.AuthResult{Result: word, Domain: author, Reason: reason}
 	}
-	if r == nil {
-		result.Result = "none"
-		return result, anyOf(auth, "pass", func(_ bool, domain string) bool { return domain == author })
+	r, err := d.applied(author)
+	if err != nil || r == nil {
+		same := anyOf(auth, "pass", func(_ bool, domain string) bool { return domain == author })
+		if err != nil {
+			return result("temperror", "the policy can't be asked for now"), same
+		}
+		return result("none", ""), same
 	}
 	aligned, err := d.aligned(author, r, auth, "pass")
-	unsure := false
-	if !aligned && err == nil { // RFC 9989, 5.3.6: who can't be asked now has neither passed nor failed
-		unsure, err = d.aligned(author, r, auth, "temperror")
+	if aligned {
+		policy, _, _ := r.asks(author, func() (bool, error) { return true, nil })
+		return result("pass", policy), true
 	}
-	if !aligned && err == nil && auth.SPF.Result == "" {
-		result.Result, result.Reason = "temperror", "SPF was not looked at" // half of the evidence proves no fraud
-		return result, false
+	if err == nil {
+		err = d.doubt(author, r, auth)
 	}
-	policy, applies := "", true
-	if !aligned && !unsure && err == nil {
-		policy, applies, err = r.asks(author, func() (bool, error) { return d.exists(author) })
+	if err != nil {
+		return result("temperror", err.Error()), false
 	}
+	policy, applies, err := r.asks(author, func() (bool, error) { return d.exists(author) })
 	switch {
-	case aligned:
-		result.Result = "pass"
-		result.Reason, _, _ = r.asks(author, func() (bool, error) { return true, nil })
-	case err != nil || unsure:
-		result.Result, result.Reason = "temperror", "the DNS gave no answer"
+	case err != nil:
+		return result("temperror", errSilent.Error()), false
 	case !applies:
-		result.Result, result.Reason = "permerror", "the record names no policy"
-	default:
-		result.Result, result.Reason = "fail", policy
+		return result("permerror", "the record names no policy"), false
 	}
-	return result, aligned
+	return result("fail", policy), false
+}
+
+// Why a message that did not pass has not failed (RFC 9989, 5.3.6).
+var (
+	errSilent  = errors.New("the DNS gave no answer")
+	errHalfway = errors.New("SPF was not looked at") // half of the evidence proves no fraud
+)
+
+// doubt is that what could have spoken for the author was not to be known.
+func (d *discovery) doubt(author string, r *record, auth mta.Auth) error {
+	if auth.SPF.Result == "" {
+		return errHalfway
+	}
+	unsure, err := d.aligned(author, r, auth, "temperror")
+	if unsure || err != nil {
+		return errSilent
+	}
+	return nil
 }
 
 // anyOf reports whether a domain with that result, of SPF or of a signature, meets the condition.
@@ -102,7 +116,7 @@ func (d *discovery) aligned(author string, r *record, auth mta.Auth, result stri
 	}
 	org, _, err := d.organizational(author)
 	if err != nil {
-		return false, err
+		return false, errSilent
 	}
 	var failed error
 	ok := anyOf(auth, result, func(bySPF bool, domain string) bool {
@@ -111,7 +125,7 @@ func (d *discovery) aligned(author string, r *record, auth mta.Auth, result stri
 		}
 		other, _, err := d.organizational(domain)
 		if err != nil {
-			failed = err
+			failed = errSilent
 			return false
 		}
 		return other == org
