@@ -94,7 +94,7 @@ func (p *Policy) rejudge(cfg Config, domains map[string]Domain) error {
 		return fmt.Errorf("policy: %w", err)
 	}
 	entries, _ := dnsbl.ParseEntries(cfg.Judge.DNSLists) // validated
-	p.lists.Reload(dnsbl.Config{Entries: entries, Wait: cfg.Judge.DNSListsWait})
+	p.lists.Reload(dnsbl.Config{Entries: entries, Names: cfg.Judge.DNSListNames, Wait: cfg.Judge.DNSListsWait})
 	p.judging.Store(j)
 	return nil
 }

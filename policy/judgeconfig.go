@@ -31,6 +31,9 @@ type Judge struct {
 	// DNSLists are lists of clients, as postscreen's postscreen_dnsbl_sites: LIST, LIST=PATTERN, LIST*WEIGHT. A weight
 	// below 0 speaks for a client. They want a recursive resolver of your own.
 	DNSLists []string `yaml:"dns_lists"`
+	// DNSListNames are the names that senders, the primary and the log see in place of a list's own, for those whose name
+	// holds a secret key.
+	DNSListNames map[string]string `yaml:"dns_list_names"`
 	// DNSListsWait is how long the answers of all lists together are awaited; who has not answered has no opinion.
 	DNSListsWait time.Duration `yaml:"dns_lists_wait"`
 
@@ -85,9 +88,18 @@ func defaultJudge() Judge {
 
 // Validate reports every mistake.
 func (j *Judge) Validate() []mta.Fault {
-	_, faults := dnsbl.ParseEntries(j.DNSLists)
+	entries, faults := dnsbl.ParseEntries(j.DNSLists)
 	for i := range faults {
 		faults[i].Key = "dns_lists" + faults[i].Key
+	}
+	for _, list := range slices.Sorted(maps.Keys(j.DNSListNames)) {
+		key := "dns_list_names." + list
+		if !slices.ContainsFunc(entries, func(e dnsbl.Entry) bool { return e.List == list }) {
+			faults = append(faults, mta.NewFault(key, "is not among dns_lists: write it as there, in lower case and without pattern and weight"))
+		}
+		if name := j.DNSListNames[list]; name == "" || plainName(name) != name || strings.Contains(name, ":") {
+			faults = append(faults, mta.NewFault(key, "%q is not a name of letters, digits, dots and hyphens", name))
+		}
 	}
 	if j.DNSListsWait < 100*time.Millisecond || j.DNSListsWait > time.Minute {
 		faults = append(faults, mta.NewFault("dns_lists_wait", "must be between 100ms and 1m, for example 6s"))

@@ -156,6 +156,10 @@ func TestMistakesInTheRulesAreNamed(t *testing.T) {
 		{"a score of 0 for all", func(c *Config, _ *Domain) { c.Judge.Reject = 0 }, "judge.reject", "-1 for never"},
 		{"a score that nobody reaches", func(_ *Config, d *Domain) { d.Judge.Reject = 1e9 }, "judge.reject", "at most 1000"},
 		{"a list", func(c *Config, _ *Domain) { c.Judge.DNSLists = []string{"a.b", "x"} }, "judge.dns_lists[1]", "full name"},
+		{"a name of a list that is none", func(c *Config, _ *Domain) { c.Judge.DNSListNames = map[string]string{"a.b": "x"} }, "judge.dns_list_names.a.b", "not among"},
+		{"a name that is none", func(c *Config, _ *Domain) {
+			c.Judge.DNSLists, c.Judge.DNSListNames = []string{"A.b=127.0.0.2*3"}, map[string]string{"a.b": "x y"}
+		}, "judge.dns_list_names.a.b", "not a name"},
 		{"a wait", func(c *Config, _ *Domain) { c.Judge.DNSListsWait = 0 }, "judge.dns_lists_wait", "6s"},
 		{"a filter that is none", func(c *Config, _ *Domain) { c.Judge.Filters = []string{"rspamd"} }, "judge.filters[0]", "no filter"},
 		{"hindsight", func(c *Config, _ *Domain) { c.HindsightAfter = -1 }, "hindsight_after", "0 is never"},

@@ -1,6 +1,7 @@
 package dnsbl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ const (
 type Config struct {
 	// Entries are lists with patterns and weights; a list may stand in several.
 	Entries []Entry
+	// Names are what lists are called in everything that leaves this package, where their own name holds a secret key.
+	Names map[string]string
 	// Wait is how long a check waits for all lists together.
 	Wait time.Duration
 }
@@ -66,9 +69,10 @@ type Lists struct {
 
 // list is one list with the entries that name it.
 type list struct {
-	name string
+	name string // where it is asked
 
 	mu      sync.Mutex // guards what follows
+	called  string     // what others know it by
 	entries []Entry    // never changed, only replaced
 	belief  belief
 	alarmed bool
@@ -100,7 +104,7 @@ func (l *Lists) Reload(cfg Config) {
 			n = old[at]
 		}
 		n.mu.Lock()
-		n.entries = entries[i]
+		n.entries, n.called = entries[i], cmp.Or(cfg.Names[name], name)
 		n.mu.Unlock()
 		l.lists = append(l.lists, n)
 	}
@@ -131,11 +135,11 @@ func byList(all []Entry) (lists []string, entries [][]Entry) {
 // retire ends the alarm of a list that is no longer used.
 func (l *Lists) retire(n *list) {
 	n.mu.Lock()
-	was := n.alarmed
+	was, called := n.alarmed, n.called
 	n.alarmed = false
 	n.mu.Unlock()
 	if was {
-		l.events(mta.Event{Kind: mta.EventListDead, Subject: n.name, Level: mta.Over, At: time.Now(), Text: "The DNS list " + n.name + " is no longer used"})
+		l.events(mta.Event{Kind: mta.EventListDead, Subject: called, Level: mta.Over, At: time.Now(), Text: "The DNS list " + called + " is no longer used"})
 	}
 }
 
@@ -151,9 +155,9 @@ func (l *Lists) Status() []Status {
 	all := make([]Status, 0, len(lists))
 	for _, n := range lists {
 		n.mu.Lock()
-		b := n.belief
+		b, called := n.belief, n.called
 		n.mu.Unlock()
-		s := Status{List: n.name, State: b.state, Why: b.why, Since: b.since, Tested: b.tested}
+		s := Status{List: called, State: b.state, Why: b.why, Since: b.since, Tested: b.tested}
 		if b.state == Refusing {
 			s.Until = b.until
 		}
@@ -198,9 +202,9 @@ var sharedSpace = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
 // weigh sums what the entries of one list make of its replies, each entry once.
 func weigh(n *list, replies []netip.Addr) (Hit, bool) {
 	n.mu.Lock()
-	entries := n.entries
+	entries, called := n.entries, n.called
 	n.mu.Unlock()
-	h := Hit{List: n.name}
+	h := Hit{List: called}
 	for _, e := range entries {
 		if slices.ContainsFunc(replies, e.Pattern.Match) {
 			h.Weight += e.Weight
@@ -267,17 +271,17 @@ func (l *Lists) learn(n *list, change func(belief, time.Time) belief) {
 	}
 	b, was := n.belief, n.alarmed
 	n.alarmed = b.state == Dead || b.state == Refusing
-	is := n.alarmed
+	is, called := n.alarmed, n.called
 	n.mu.Unlock()
 	switch {
 	case is && !was:
 		l.events(mta.Event{
-			Kind: mta.EventListDead, Subject: n.name, Level: mta.Alarm, At: now,
-			Text:    fmt.Sprintf("The DNS list %s is not asked any more: %s", n.name, b.why),
+			Kind: mta.EventListDead, Subject: called, Level: mta.Alarm, At: now,
+			Text:    fmt.Sprintf("The DNS list %s is not asked any more: %s", called, b.why),
 			Details: map[string]string{"state": b.state.String()},
 		})
 	case was && !is:
-		l.events(mta.Event{Kind: mta.EventListDead, Subject: n.name, Level: mta.Over, At: now, Text: "The DNS list " + n.name + " works again"})
+		l.events(mta.Event{Kind: mta.EventListDead, Subject: called, Level: mta.Over, At: now, Text: "The DNS list " + called + " works again"})
 	}
 }
 

@@ -176,6 +176,21 @@ func TestAnAnswerAboutAClientCanEndTheTrust(t *testing.T) {
 	}
 }
 
+func TestAListsSecretKeyStaysHere(t *testing.T) {
+	const list = "s3cret.zen.dq.example"
+	z := alive(dnstest.Zones{"99.2.0.192." + list: {"A 127.0.0.2"}, "98.2.0.192." + list: {"A 198.51.100.1"}}, list)
+	l, _, events := asking(t, z, list)
+	l.Reload(Config{Entries: config(t, list).Entries, Names: map[string]string{list: "zen"}, Wait: time.Second})
+	out := shown(l.Check(t.Context(), netip.MustParseAddr("192.0.2.99")))
+	l.Check(t.Context(), netip.MustParseAddr("192.0.2.98"))
+	out += fmt.Sprintf("%v %+v", events.all(), l.Status())
+	l.Reload(Config{Wait: time.Second})
+	out += fmt.Sprint(events.all())
+	if strings.Contains(out, "s3cret") || !strings.Contains(out, "zen[127.0.0.2]+1") || !strings.Contains(out, "dns_list_dead zen over") {
+		t.Error(out)
+	}
+}
+
 // zone answers from memory, and changes as a test goes on.
 type zone struct {
 	mu    sync.Mutex
