@@ -873,3 +873,22 @@ func (g *gates) last(primary string) error {
 	}
 	return nil
 }
+
+func TestInlineSettingsThatMakeNoSenseAreFaults(t *testing.T) {
+	for key, set := range map[string]func(*InlineConfig){
+		"inline.sessions":      func(c *InlineConfig) { c.Sessions, c.Warm = 0, 0 },
+		"inline.warm":          func(c *InlineConfig) { c.Warm = c.Sessions + 1 },
+		"inline.idle":          func(c *InlineConfig) { c.Idle = 5 * time.Minute },
+		"inline.wait":          func(c *InlineConfig) { c.Wait = -1 },
+		"inline.final_timeout": func(c *InlineConfig) { c.FinalTimeout = 10 * time.Minute },
+	} {
+		c := DefaultConfig()
+		if f := c.Validate(); len(f) > 0 {
+			t.Fatal(f)
+		}
+		set(&c.Inline)
+		if f := c.Validate(); len(f) != 1 || f[0].Key != key {
+			t.Errorf("%s: %v", key, f)
+		}
+	}
+}
