@@ -72,7 +72,7 @@ type list struct {
 	name string // where it is asked
 
 	mu      sync.Mutex // guards what follows
-	called  string     // what others know it by
+	called  string     // what others know it by; empty: it is no longer used
 	entries []Entry    // never changed, only replaced
 	belief  belief
 	alarmed bool
@@ -93,25 +93,25 @@ func New(cfg Config, dns Resolver, events func(mta.Event)) *Lists {
 
 // Reload puts other entries in force. What is believed of a list that stays is kept; alarms of those that go end.
 func (l *Lists) Reload(cfg Config) {
-	lists, entries := byList(cfg.Entries)
+	names, entries := byList(cfg.Entries)
 	l.mu.Lock()
 	old := l.lists
-	l.lists, l.wait = nil, cfg.Wait
-	for i, name := range lists {
-		at := slices.IndexFunc(old, func(o *list) bool { return o.name == name })
+	l.lists, l.wait = make([]*list, len(names)), cfg.Wait
+	for i, name := range names {
 		n := &list{name: name}
-		if at >= 0 {
+		if at := slices.IndexFunc(old, func(o *list) bool { return o.name == name }); at >= 0 {
 			n = old[at]
 		}
+		l.rename(n, cmp.Or(cfg.Names[name], name))
 		n.mu.Lock()
-		n.entries, n.called = entries[i], cmp.Or(cfg.Names[name], name)
+		n.entries = entries[i]
 		n.mu.Unlock()
-		l.lists = append(l.lists, n)
+		l.lists[i] = n
 	}
 	l.mu.Unlock()
 	for _, o := range old {
-		if !slices.Contains(lists, o.name) {
-			l.retire(o)
+		if !slices.Contains(names, o.name) {
+			l.rename(o, "")
 		}
 	}
 	select {
@@ -132,15 +132,16 @@ func byList(all []Entry) (lists []string, entries [][]Entry) {
 	return lists, entries
 }
 
-// retire ends the alarm of a list that is no longer used.
-func (l *Lists) retire(n *list) {
+// rename changes what a list is known by, "" when it is no longer used. An alarm in its old name ends; if there is still
+// a reason, the next answer raises it in the new one.
+func (l *Lists) rename(n *list, to string) {
 	n.mu.Lock()
-	was, called := n.alarmed, n.called
-	n.alarmed = false
-	n.mu.Unlock()
-	if was {
-		l.events(mta.Event{Kind: mta.EventListDead, Subject: called, Level: mta.Over, At: time.Now(), Text: "The DNS list " + called + " is no longer used"})
+	defer n.mu.Unlock()
+	if n.alarmed && n.called != to {
+		n.alarmed = false
+		l.events(mta.Event{Kind: mta.EventListDead, Subject: n.called, Level: mta.Over, At: time.Now(), Text: "The DNS list " + n.called + " is no longer used"})
 	}
+	n.called = to
 }
 
 func (l *Lists) inForce() ([]*list, time.Duration) {
@@ -261,27 +262,27 @@ func (l *Lists) ask(ctx context.Context, name string) reply {
 	return reply{addrs: addrs, err: err}
 }
 
-// learn changes what is believed of a list, and tells of alarms that begin and end.
+// learn changes what is believed of a list, and tells of alarms that begin and end; under the lock, so that they are told
+// in their order.
 func (l *Lists) learn(n *list, change func(belief, time.Time) belief) {
 	now := time.Now()
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.belief = change(n.belief, now)
-	if n.belief.state == Refusing {
-		n.next = n.belief.until
-	}
 	b, was := n.belief, n.alarmed
-	n.alarmed = b.state == Dead || b.state == Refusing
-	is, called := n.alarmed, n.called
-	n.mu.Unlock()
+	if b.state == Refusing {
+		n.next = b.until
+	}
+	n.alarmed = (b.state == Dead || b.state == Refusing) && n.called != ""
 	switch {
-	case is && !was:
+	case n.alarmed && !was:
 		l.events(mta.Event{
-			Kind: mta.EventListDead, Subject: called, Level: mta.Alarm, At: now,
-			Text:    fmt.Sprintf("The DNS list %s is not asked any more: %s", called, b.why),
+			Kind: mta.EventListDead, Subject: n.called, Level: mta.Alarm, At: now,
+			Text:    fmt.Sprintf("The DNS list %s is not asked any more: %s", n.called, b.why),
 			Details: map[string]string{"state": b.state.String()},
 		})
-	case was && !is:
-		l.events(mta.Event{Kind: mta.EventListDead, Subject: called, Level: mta.Over, At: now, Text: "The DNS list " + called + " works again"})
+	case was && !n.alarmed:
+		l.events(mta.Event{Kind: mta.EventListDead, Subject: n.called, Level: mta.Over, At: now, Text: "The DNS list " + n.called + " works again"})
 	}
 }
 

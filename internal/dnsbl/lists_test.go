@@ -191,6 +191,44 @@ func TestAListsSecretKeyStaysHere(t *testing.T) {
 	}
 }
 
+func TestReloadsChecksAndTestsMeet(t *testing.T) {
+	z := &zone{names: map[string]string{"2.0.0.127.a.example": "127.0.0.2", "99.2.0.192.a.example": "127.0.0.2", "99.2.0.192.b.example": "198.51.100.1"}}
+	events := &told{}
+	l := New(config(t, "a.example"), z, events.raise)
+	var g sync.WaitGroup
+	for i := range 4 {
+		g.Go(func() {
+			for range 200 {
+				switch i {
+				case 0:
+					l.Reload(config(t, "a.example*2", "b.example"))
+					l.Reload(Config{Entries: config(t, "b.example").Entries, Names: map[string]string{"b.example": "b"}, Wait: time.Second})
+				case 1:
+					l.Test(t.Context())
+				default:
+					l.Check(t.Context(), netip.MustParseAddr("192.0.2.99"))
+					l.Status()
+				}
+			}
+		})
+	}
+	g.Wait()
+	l.Reload(Config{Wait: time.Second})
+	on := map[string]int{}
+	for _, e := range events.all() {
+		f := strings.Fields(e)
+		on[f[1]] += map[string]int{"alarm": 1, "over": -1}[f[2]]
+		if n := on[f[1]]; n != 0 && n != 1 {
+			t.Fatalf("%s: %d alarms at once", f[1], n)
+		}
+	}
+	for subject, n := range on {
+		if n != 0 {
+			t.Errorf("%s: %d alarms are left on", subject, n)
+		}
+	}
+}
+
 // zone answers from memory, and changes as a test goes on.
 type zone struct {
 	mu    sync.Mutex
