@@ -24,6 +24,16 @@ func NewEximHeavy(t testing.TB, settings string) *Exim {
 	return newExim(t, "exim-heavy", settings, eximPrimary)
 }
 
+// NewEximACL is NewExim, or NewEximHeavy, with other statements in its ACL for RCPT. No mailbox is named "nobody".
+func NewEximACL(t testing.TB, heavy bool, settings, acl string) *Exim {
+	t.Helper()
+	folder := "exim"
+	if heavy {
+		folder = "exim-heavy"
+	}
+	return newExim(t, folder, settings, strings.Replace(eximPrimary, eximRCPT, acl, 1))
+}
+
 // NewEximRelay makes a sender: what Send gives it goes to the relay, over TLS.
 func NewEximRelay(t testing.TB, relay string) *Exim {
 	t.Helper()
@@ -71,16 +81,19 @@ queue_only = false
 queue_only_load = 1000
 `
 
+const eximRCPT = `  deny message = no such user
+       local_parts = bad
+  accept
+`
+
 const eximPrimary = `begin acl
 mail:
   accept
 rcpt:
-  deny message = no such user
-       local_parts = bad
-  accept
-begin routers
+` + eximRCPT + `begin routers
 all:
   driver = accept
+  local_parts = ! nobody
   transport = box
 begin transports
 box:
