@@ -116,7 +116,7 @@ func (s *Store) backupMessage(ctx context.Context, out *tar.Writer, id mta.ID, t
 	}
 	defer content.Close()
 	name := id.String()
-	m.file, m.seal = 0, false // of no meaning elsewhere
+	m.at, m.file, m.seal = 0, 0, false // of no meaning elsewhere
 	if err := writeMember(out, path.Join(name, "record"), m.env.Received, m.encode()); err != nil {
 		return err
 	}

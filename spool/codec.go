@@ -21,7 +21,8 @@ const (
 type message struct {
 	size int64  // octets of content
 	sum  uint64 // xxHash64 of the content
-	file uint32 // the content's file is named after it; 0: the content is in the database
+	at   int64  // where the content lies in its generation's journal; 0: elsewhere
+	file uint32 // the content's file is named after it; 0: it has none
 	seal bool   // the file is encrypted
 	env  *mta.Envelope
 }
@@ -125,13 +126,18 @@ func (d *dec) bytes() []byte {
 	return b
 }
 
-func (d *dec) float() float64 {
+func (d *dec) fixed() uint64 {
 	if len(d.b) < 8 {
 		d.fail(errShort)
 		return 0
 	}
-	f := math.Float64frombits(binary.BigEndian.Uint64(d.b))
+	v := binary.BigEndian.Uint64(d.b)
 	d.b = d.b[8:]
+	return v
+}
+
+func (d *dec) float() float64 {
+	f := math.Float64frombits(d.fixed())
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		d.fail(errors.New("a score is not a number"))
 		return 0
@@ -171,10 +177,12 @@ func (d *dec) fail(err error) {
 }
 
 // version refuses records of a later release: to guess at them would be to lose mail.
-func (d *dec) version(known byte) {
-	if v := d.byte(); d.err == nil && (v == 0 || v > known) {
+func (d *dec) version(known byte) byte {
+	v := d.byte()
+	if d.err == nil && (v == 0 || v > known) {
 		d.fail(fmt.Errorf("record has version %d; this release knows up to %d", v, known))
 	}
+	return v
 }
 
 // flagSealed marks a message whose content's file is encrypted.
@@ -195,6 +203,7 @@ func (m *message) encode() []byte {
 	e := make(enc, 0, 256+64*len(env.Rcpts))
 	e.byte(messageVersion)
 	e = append(e, env.ID[:]...)
+	e = binary.BigEndian.AppendUint64(e, uint64(m.at))
 	e.uint(uint64(m.size))
 	e = binary.BigEndian.AppendUint64(e, m.sum)
 	e.uint(uint64(m.file))
@@ -204,6 +213,11 @@ func (m *message) encode() []byte {
 	e.time(env.Expires)
 	e.envelope(env)
 	return e
+}
+
+// placeContent writes into a record where its content lies: that is known once its commit is.
+func placeContent(record []byte, at int64) {
+	binary.BigEndian.PutUint64(record[1+len(mta.ID{}):], uint64(at))
 }
 
 func (e *enc) envelope(env *mta.Envelope) {
@@ -283,19 +297,17 @@ func (e *enc) authResult(r *mta.AuthResult) {
 // decodeMessage reads a commit record.
 func decodeMessage(b []byte) (*message, error) {
 	d := dec{b: b}
-	d.version(messageVersion)
+	version := d.version(messageVersion)
 	m := &message{env: &mta.Envelope{}}
 	if len(d.b) < len(m.env.ID) {
 		d.fail(errShort)
 	}
 	d.b = d.b[copy(m.env.ID[:], d.b):]
-	m.size = int64(d.uint())
-	if len(d.b) < 8 {
-		d.fail(errShort)
-	} else {
-		m.sum = binary.BigEndian.Uint64(d.b)
-		d.b = d.b[8:]
+	if version >= 2 {
+		m.at = int64(d.fixed())
 	}
+	m.size = int64(d.uint())
+	m.sum = d.fixed()
 	m.file = uint32(d.uint())
 	m.seal = d.byte()&flagSealed != 0
 	m.env.Received = d.time()

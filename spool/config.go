@@ -28,9 +28,9 @@ type Config struct {
 	// The same for each single domain, so that a flood for one can't shut out the others. 0 is no limit.
 	MaxDomainSize mta.Size `yaml:"max_domain_size"`
 
-	// Mail is kept in generations: small databases that are filled, drained and removed whole. This is the size at
-	// which the next one is begun. Up to five of this size are kept in memory while much mail comes; twice the size
-	// takes mail about a tenth faster.
+	// Mail is kept in generations: small databases, each with a journal, that are filled, drained and removed whole. This
+	// is how much mail one takes before the next one is begun. Its room is taken in advance; a quarter of it (at least
+	// 4 MiB) is kept in memory, for up to five generations while much mail comes.
 	GenerationSize mta.Size `yaml:"generation_size"`
 
 	// How many older generations are kept open for deliveries at once.
@@ -43,11 +43,14 @@ type Config struct {
 	OldKeyFiles []string `yaml:"old_key_files"`
 }
 
-// Limits of generation_size: below, a chunk and its record don't fit into one commit; above, memory is wasted.
+// Limits of generation_size: below, content and its record don't fit into one commit; above, disk space comes back late.
 const (
 	minGeneration = 4 * mta.MiB
 	maxGeneration = 256 * mta.MiB
 )
+
+// memtableFor is how much of a generation is its database's: that holds records alone, and content is most of mail.
+func memtableFor(size mta.Size) int64 { return max(int64(size)/4, smallMemtable) }
 
 // DefaultConfig is the section as it is when it is left out.
 func DefaultConfig() Config {
@@ -56,7 +59,7 @@ func DefaultConfig() Config {
 		Reserve:         mta.GiB,
 		ReservePercent:  2,
 		Ballast:         256 * mta.MiB,
-		GenerationSize:  16 * mta.MiB,
+		GenerationSize:  32 * mta.MiB,
 		OpenGenerations: 8,
 	}
 }
@@ -79,11 +82,12 @@ func (c *Config) Validate() []mta.Fault {
 			fault(s.key, "%d is less than 0", s.size)
 		}
 	}
-	if least := 2*(2*c.GenerationSize+openNeed) + spareSpace; c.Reserve < least && c.Reserve >= 0 {
+	opening := 2*mta.Size(memtableFor(c.GenerationSize)) + openNeed
+	if least := 2*opening + spareSpace; c.Reserve < least && c.Reserve >= 0 {
 		fault("reserve", "%s is less than %s: that much is needed to deliver and to restart with generations of %s", c.Reserve, least, c.GenerationSize)
 	}
-	if c.Ballast > 0 && c.Ballast < 2*c.GenerationSize+openNeed {
-		fault("ballast", "%s is less than %s, which it takes to open one generation of %s: make it more, or 0", c.Ballast, 2*c.GenerationSize+openNeed, c.GenerationSize)
+	if c.Ballast > 0 && c.Ballast < opening {
+		fault("ballast", "%s is less than %s, which it takes to open one generation of %s: make it more, or 0", c.Ballast, opening, c.GenerationSize)
 	}
 	if c.GenerationSize < minGeneration || c.GenerationSize > maxGeneration {
 		fault("generation_size", "%s is not between %s and %s", c.GenerationSize, minGeneration, maxGeneration)

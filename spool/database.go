@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -17,16 +18,20 @@ import (
 
 // database is an open generation: one Badger that never does by itself what could lose or stop something. It does not
 // compact, has no value log to speak of, and never changes its log file: before the log is full the database is left
-// for the next one. So the log is the one file that a commit must reach, its room is taken beforehand, and it is
-// synced here, once for all that share a commit, where an error can't be overlooked.
+// for the next one.
+//
+// In a new generation a commit must reach one file, the journal, and Badger's log may lag behind it. In one that was
+// closed before, the log is the one file that a commit must reach. Either has its room taken beforehand, and is synced
+// here, once for all that share a commit, where an error can't be overlooked.
 //
 // run is the only goroutine that writes.
 type database struct {
 	dir    string
 	db     *badger.DB
 	wal    *os.File // the log that Badger writes through a mapping
+	log    *journal // nil in a generation of format 1, or if it is lost
 	limit  int64    // what the log and the tree may take
-	big    bool     // it was made for new mail
+	fresh  bool     // it was made for new mail: commits go to the journal
 	batch  int64    // what one commit may take
 	queue  chan *write
 	done   chan struct{} // closed when run ended
@@ -45,13 +50,15 @@ var (
 
 // write is one caller's part of a commit: all of it or nothing.
 type write struct {
-	entries []entry
-	cost    int64
-	done    chan error // capacity 1
+	entries  []entry
+	cost     int64 // for the database
+	contents int64
+	length   int64      // of all keys, values and contents
+	done     chan error // capacity 1
 }
 
-// entry sets a key, or deletes it if value is nil.
-type entry struct{ key, value []byte }
+// entry sets a key, or deletes it if value is nil. content, if not nil, is that of the message whose record value is.
+type entry struct{ key, value, content []byte }
 
 // entryCost is an upper bound for what an entry takes besides its octets: a node of Badger's tree, and the log's header
 // and checksum.
@@ -122,7 +129,7 @@ func (c crier) Debugf(string, ...any) {}
 // openDatabase opens or creates a generation's database for writing.
 func (s *Store) openDatabase(dir string, memtable int64, key []byte) (*database, error) {
 	d := &database{
-		dir: dir, limit: memtable - 64<<10, big: memtable > smallMemtable, batch: memtable * batchPercent / 100 * 9 / 10,
+		dir: dir, limit: memtable - 64<<10, batch: memtable * batchPercent / 100 * 9 / 10,
 		queue: make(chan *write, 1024), done: make(chan struct{}), stats: s.stats, syncer: s.tune.sync,
 	}
 	db, err := openBadger(badgerOptions(dir, memtable, key, crier{s.log, d.poison}))
@@ -130,12 +137,45 @@ func (s *Store) openDatabase(dir string, memtable int64, key []byte) (*database,
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	d.db = db
-	if err := d.takeLog(memtable); err != nil {
+	if d.log, err = openJournal(dir, key); err == nil {
+		err = d.takeLog(memtable)
+	}
+	if err != nil {
+		d.closeJournal()
 		db.Close() // nothing was written yet
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	go d.run()
 	return d, nil
+}
+
+// begin has all later commits go to a journal of so many octets.
+func (d *database) begin(size int64, key []byte) (err error) {
+	d.log, err = createJournal(d.dir, size, key)
+	d.fresh = err == nil
+	return err
+}
+
+// journalSize is how long the journal has to be; 0 if there is none.
+func (d *database) journalSize() int64 {
+	switch {
+	case d.log == nil:
+		return 0
+	case d.fresh:
+		return d.log.end.Load()
+	}
+	fi, err := d.log.f.Stat()
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
+}
+
+func (d *database) closeJournal() error {
+	if d.log == nil {
+		return nil
+	}
+	return d.log.f.Close()
 }
 
 // openBadger turns a panic over a damaged file into an error.
@@ -207,18 +247,26 @@ func (d *database) poisoned() error {
 	return nil
 }
 
-// low reports that the log is more than half full.
-func (d *database) low() bool { return d.used.Load() > d.limit/2 }
+// low reports that there is room for less than half as much as at the beginning.
+func (d *database) low() bool {
+	return d.used.Load() > d.limit/2 || d.fresh && d.log.end.Load() > d.log.limit/2
+}
 
 // write makes entries durable, together with what others write now. errFull and errPoisoned mean that nothing was
 // written; ErrUnknown that it may have been.
 func (d *database) write(entries []entry) error {
 	w := &write{entries: entries, done: make(chan error, 1)}
 	for i := range entries {
-		w.cost += int64(len(entries[i].key)+len(entries[i].value)) + entryCost
+		e := &entries[i]
+		w.cost += int64(len(e.key)+len(e.value)) + entryCost
+		w.contents += int64(len(e.content))
+		if e.content != nil && !d.fresh {
+			return errFull // new mail goes to new generations
+		}
 	}
-	if w.cost > d.batch {
-		return fmt.Errorf("%d octets are too much for one commit of %d", w.cost, d.batch)
+	w.length = w.cost - int64(len(entries))*entryCost + w.contents
+	if w.cost > d.batch || d.fresh && w.length > d.log.limit/2 {
+		return fmt.Errorf("%d octets are too much for one commit", w.length)
 	}
 	if err := d.poisoned(); err != nil {
 		return err
@@ -253,6 +301,7 @@ func (d *database) run() {
 				return
 			}
 		}
+		runtime.Gosched() // who was answered just now may have more
 		group = d.gather(group[:0], w)
 		err := d.commit(group)
 		for _, w := range group {
@@ -265,14 +314,15 @@ func (d *database) run() {
 // gather takes what waits already; nobody waits for more to come.
 func (d *database) gather(group []*write, w *write) []*write {
 	group = append(group, w)
-	cost := w.cost
+	cost, contents := w.cost, w.contents
 	for {
 		select {
 		case w, ok := <-d.queue:
 			if !ok {
 				return group
 			}
-			if cost += w.cost; cost > d.batch {
+			cost += w.cost
+			if contents += w.contents; cost > d.batch || contents > maxContents {
 				d.held = w
 				return group
 			}
@@ -292,14 +342,11 @@ func (d *database) commit(group []*write) error {
 	for _, w := range group {
 		cost += w.cost
 	}
-	if d.used.Load()+cost > d.limit {
+	if d.used.Load()+cost > d.limit || d.fresh && !d.log.fits(group) {
 		return errFull
 	}
 	d.used.Add(cost)
-	err := d.transact(group)
-	if err == nil {
-		err = d.sync()
-	}
+	err := d.store(group)
 	if err == nil {
 		err = d.check()
 	}
@@ -312,6 +359,26 @@ func (d *database) commit(group []*write) error {
 	return nil
 }
 
+// store brings a group to stable storage and into the database.
+func (d *database) store(group []*write) error {
+	if !d.fresh {
+		if err := d.transact(group); err != nil {
+			return err
+		}
+		return d.sync(d.wal)
+	}
+	if err := d.log.write(group); err != nil {
+		return err
+	}
+	// The database may be told before the journal is safe: nobody is answered until both are done, and after a crash
+	// the journal alone counts.
+	synced := make(chan error, 1)
+	go func() { synced <- d.sync(d.log.f) }()
+	err := d.transact(group)
+	return errors.Join(<-synced, err)
+}
+
+// transact writes a group to the database.
 func (d *database) transact(group []*write) error {
 	txn := d.db.NewTransaction(true)
 	defer txn.Discard()
@@ -332,10 +399,10 @@ func (d *database) transact(group []*write) error {
 	return txn.Commit()
 }
 
-func (d *database) sync() error {
+func (d *database) sync(f *os.File) error {
 	start := time.Now()
-	if err := d.syncer(d.wal); err != nil {
-		return fmt.Errorf("sync %s: %w", d.wal.Name(), err)
+	if err := d.syncer(f); err != nil {
+		return fmt.Errorf("sync %s: %w", f.Name(), err)
 	}
 	d.stats.syncTime.Observe(time.Since(start).Seconds())
 	return nil
@@ -393,15 +460,17 @@ func (d *database) settleDown() error {
 func (d *database) abandon() {
 	d.stop()
 	d.wal.Close()
+	d.closeJournal()
 }
 
 // close stops and closes; Badger writes its table now, so there must be room.
 func (d *database) close() error {
 	d.stop()
 	err := d.db.Close()
-	if werr := d.wal.Close(); err == nil {
-		err = werr
+	if d.fresh && err == nil {
+		err = d.log.finish()
 	}
+	err = errors.Join(err, d.wal.Close(), d.closeJournal())
 	if err != nil {
 		return fmt.Errorf("close %s: %w", d.dir, err)
 	}

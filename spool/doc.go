@@ -14,23 +14,24 @@
 //	S5      ±       -        ±      ended                         its settlement       → what is left goes with its generation
 //	S6      !       +        +      damaged: held, with an alert                       → stays held, is never removed
 //
-// "record" is the commit record, written last and in one transaction with a small body. It makes the message exist.
-// "progress" is written only once it differs from the beginning.
+// "record" is the commit record, written in one commit with a small body, after a large one was synced. It makes the
+// message exist. "progress" is written only once it differs from the beginning.
 //
 // # States of a generation
 //
-//	active    takes new mail; exactly one, or none while none can be made
+//	active    takes new mail; exactly one, or none while none can be made. Its journal has all of it
 //	full      a new one is active; it is closed as soon as nobody uses it
-//	closed    opened again when a delivery needs it
+//	closed    its tables have the records, its journal the content; opened again when a delivery needs it
 //	left      its commit failed or was doubtful: read, never written to; what lives is copied to the active one
 //	drained   nothing in it lives: renamed, then removed
 //	damaged   read in part, or not at all: never removed, never stops the others
 //
 // # Goroutines
 //
-// Each open database has one that writes (database.run): it groups what waits into one transaction and one sync. The
-// keeper (Store.keep) closes, evacuates and removes generations, the preparer (Store.prepare) makes the next one in
-// advance. Each Watch has one that passes hints on. Close ends all of them.
+// Each open database has one that writes (database.run): it groups what waits into one transaction and one sync, which
+// for a journal has a goroutine of its own. The keeper (Store.keep) closes, evacuates and removes generations, the
+// preparer (Store.prepare) makes the next one in advance. Each Watch has one that passes hints on. Close ends all of
+// them.
 //
 // # Locks
 //

@@ -31,7 +31,8 @@ type generationInfo struct {
 
 // cleanInfo is clean.json: what a reader must find, since Badger passes over blocks that it can't read.
 type cleanInfo struct {
-	Records int64 `json:"records"` // commit records
+	Records int64 `json:"records"`           // commit records
+	Journal int64 `json:"journal,omitempty"` // octets of the journal
 }
 
 // generation is one folder of the spool. Only the active one takes new mail.
@@ -190,7 +191,7 @@ func (g *generation) closeLocked(s *Store) error {
 	}
 	defer done()
 	// The mark counts once the log is gone, and that is what Badger removes last.
-	if err := writeJSON(filepath.Join(g.dir, cleanFile), cleanInfo{Records: g.records.Load()}); err != nil {
+	if err := writeJSON(filepath.Join(g.dir, cleanFile), cleanInfo{Records: g.records.Load(), Journal: d.journalSize()}); err != nil {
 		return err
 	}
 	g.db, g.recycle = nil, false

@@ -120,7 +120,7 @@ func (g *generation) closable(idle time.Duration) closability {
 		return closeNot
 	case g.db.poisoned() != nil && g.live.Load() > 0:
 		return closeNot // its copy in memory is the best there is
-	case g.db.big && g.live.Load() > 0:
+	case g.db.fresh && g.live.Load() > 0:
 		return closeNow
 	case time.Since(g.touched) > idle:
 		return closeNow
@@ -233,6 +233,7 @@ func (s *Store) moveOne(id mta.ID, at loc) error {
 	var left *message // whose file is not needed after
 	if m.file == 0 {
 		content, err = s.inline(at, m)
+		content = notNil(content)
 	} else {
 		m, left, err = s.reseal(m)
 	}
@@ -240,12 +241,9 @@ func (s *Store) moveOne(id mta.ID, at loc) error {
 		return s.cantMove(at, err)
 	}
 	to, err := s.add(func(seq uint32) []entry {
-		entries := []entry{{messageKey(seq), m.encode()}, {overrideKey(at), encodeOverride(id, nil)}}
-		if m.file == 0 {
-			entries = append(entries, entry{bodyKey(seq), content})
-		}
+		entries := []entry{{messageKey(seq), m.encode(), content}, {key: overrideKey(at), value: encodeOverride(id, nil)}}
 		if p.rev > 0 {
-			entries = append(entries, entry{progressKey(seq), p.encode()})
+			entries = append(entries, entry{key: progressKey(seq), value: p.encode()})
 		}
 		return entries
 	}, 1)

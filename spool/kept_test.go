@@ -2,6 +2,7 @@ package spool
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"io"
@@ -27,7 +28,7 @@ const (
 	keptKey  = "testdata/key"
 )
 
-// TestSpoolsOfEarlierReleasesOpen opens what each release kept. UNDERSTUDY_KEEP=v2 makes the next ones; the files of
+// TestSpoolsOfEarlierReleasesOpen opens what each release kept. UNDERSTUDY_KEEP=v3 makes the next ones; the files of
 // earlier releases are never made anew.
 func TestSpoolsOfEarlierReleasesOpen(t *testing.T) {
 	if name := os.Getenv("UNDERSTUDY_KEEP"); name != "" {
@@ -98,6 +99,12 @@ func keepSpool(t *testing.T, path, key string) {
 			m.Attempts = 1
 			want = append(want, m)
 		}
+		judged := testEnvelope("ann@example.org")
+		judged.Verdict = &mta.Verdict{Action: mta.Quarantine, Findings: []mta.Finding{{Name: "rspamd:reject", Text: "spam", Weight: 15}}}
+		if err := s.Put(t.Context(), judged, bytes.NewReader(contentOf(judged.ID, 700))); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, keptMessage{ID: judged.ID, Size: 700, Dest: "example.org", Held: true})
 		gone := mustPut(t, s, 100, "ann@example.org")
 		if _, err := s.Apply(t.Context(), Delete, time.Time{}, Key{ID: gone.ID}); err != nil {
 			t.Fatal(err)

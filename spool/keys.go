@@ -87,7 +87,12 @@ const (
 )
 
 func frameCipher(key, salt []byte) (cipher.AEAD, error) {
-	derived, err := hkdf.Key(sha256.New, key, salt, "understudy spool body", keySize)
+	return sealCipher(key, salt, "understudy spool body")
+}
+
+// sealCipher derives the key of one file.
+func sealCipher(key, salt []byte, info string) (cipher.AEAD, error) {
+	derived, err := hkdf.Key(sha256.New, key, salt, info, keySize)
 	if err != nil {
 		return nil, err
 	}

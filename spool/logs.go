@@ -36,10 +36,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // logReport is what a log holds.
 type logReport struct {
 	name      string
-	commits   int   // that will be replayed
-	end       int64 // where replay ends
-	size      int64 // up to the last octet that is not zero
-	lost      int   // commits behind the end
+	commits   int      // that will be replayed
+	ids       []mta.ID // the messages that came in them
+	end       int64    // where replay ends
+	size      int64    // up to the last octet that is not zero
+	lost      int      // commits behind the end
 	missing   []mta.ID
 	pending   []mta.ID // messages of a commit that was not finished: no 250 was said
 	doubtful  bool     // the last commit is damaged, not merely unfinished
@@ -117,6 +118,7 @@ func readLog(name string, b []byte) logReport {
 		if e.meta&metaEnd != 0 {
 			r.commits++
 			r.end = int64(at)
+			r.ids = append(r.ids, open...)
 			open = nil
 		}
 	}

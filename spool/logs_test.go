@@ -12,15 +12,27 @@ import (
 	"understudy/internal/mta"
 )
 
-// logOf gives the active log of a spool in which messages were put one after the other.
+// logOf gives the log of a generation of format 1, which has no journal, in which messages were put one after the other.
 func logOf(t *testing.T, cfg Config, n int) (path string, ids []mta.ID) {
 	t.Helper()
 	s := openTest(t, cfg, slow())
-	for range n {
-		ids = append(ids, mustPut(t, s, 3000, "ann@example.org").ID)
+	d := s.active.db
+	d.fresh = false
+	for i := range n {
+		env := testEnvelope("ann@example.org")
+		content := contentOf(env.ID, 3000)
+		m := message{size: int64(len(content)), sum: checksum(content), env: env}
+		seq := uint32(i + 1)
+		if err := d.write([]entry{{key: messageKey(seq), value: m.encode()}, {key: bodyKey(seq), value: content}}); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, env.ID)
 	}
-	path = s.active.db.wal.Name()
+	path = d.wal.Name()
 	crash(s)
+	if err := os.Remove(d.log.f.Name()); err != nil {
+		t.Fatal(err)
+	}
 	return path, ids
 }
 

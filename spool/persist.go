@@ -41,12 +41,12 @@ func (s *Store) persistReports(c *change) error {
 	}
 	n := uint32(len(c.reports))
 	at, err := s.add(func(seq uint32) []entry {
-		entries := []entry{{overrideKey(c.at), encodeOverride(c.id, c.p)}}
+		entries := []entry{{key: overrideKey(c.at), value: encodeOverride(c.id, c.p)}}
 		for i := range c.reports {
 			r := &c.reports[i]
 			m := message{size: int64(len(r.Content)), sum: checksum(r.Content), env: r.Envelope}
 			num := seq + uint32(i)
-			entries = append(entries, entry{messageKey(num), m.encode()}, entry{bodyKey(num), notNil(r.Content)})
+			entries = append(entries, entry{messageKey(num), m.encode(), notNil(r.Content)})
 		}
 		return entries
 	}, n)
@@ -60,7 +60,7 @@ func (s *Store) persistReports(c *change) error {
 	return nil
 }
 
-// notNil keeps empty content from being taken for a deletion.
+// notNil keeps empty content from being taken for none.
 func notNil(b []byte) []byte {
 	if b == nil {
 		return []byte{}
@@ -73,7 +73,7 @@ func (c *change) entry() entry {
 	if c.p == nil {
 		return entry{key: messageKey(c.at.seq)}
 	}
-	return entry{progressKey(c.at.seq), c.p.encode()}
+	return entry{key: progressKey(c.at.seq), value: c.p.encode()}
 }
 
 // persistGroup writes the changes of one generation, in steps that fit into a commit.
@@ -179,7 +179,7 @@ func (s *Store) overrideGroup(changes []*change, cause error) {
 	for _, c := range changes {
 		gen := c.override
 		if gen == 0 {
-			at, err := s.add(func(uint32) []entry { return []entry{{overrideKey(c.at), encodeOverride(c.id, c.p)}} }, 0)
+			at, err := s.add(func(uint32) []entry { return []entry{{key: overrideKey(c.at), value: encodeOverride(c.id, c.p)}} }, 0)
 			if err != nil {
 				c.err = fmt.Errorf("%w; %w", cause, err)
 				continue

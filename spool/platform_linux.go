@@ -2,6 +2,7 @@ package spool
 
 import (
 	"errors"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -22,3 +23,28 @@ func preallocate(f *os.File, size int64) error {
 // datasync brings a file's content to stable storage, and of its metadata what is needed to read it again. What was
 // written through a mapping is part of it.
 func datasync(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
+
+// writePieces writes pieces one behind the other, in few calls.
+func writePieces(f *os.File, pieces [][]byte, at int64) error {
+	const most = 1024 // IOV_MAX
+	for len(pieces) > 0 {
+		some := pieces[:min(len(pieces), most)]
+		want := 0
+		for _, p := range some {
+			want += len(p)
+		}
+		n, err := unix.Pwritev(int(f.Fd()), some, at)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n < want {
+			return io.ErrShortWrite
+		}
+		at += int64(n)
+		pieces = pieces[len(some):]
+	}
+	return nil
+}

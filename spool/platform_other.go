@@ -15,3 +15,13 @@ var errNoPrealloc = errors.New("not on this system")
 func preallocate(*os.File, int64) error { return errNoPrealloc }
 
 func datasync(f *os.File) error { return f.Sync() }
+
+func writePieces(f *os.File, pieces [][]byte, at int64) error {
+	for _, p := range pieces {
+		if _, err := f.WriteAt(p, at); err != nil {
+			return err
+		}
+		at += int64(len(p))
+	}
+	return nil
+}

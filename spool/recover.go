@@ -116,7 +116,7 @@ func (s *Store) identify(dir string, num uint32) (*generation, error) {
 	if err == nil && info.Version > generationVersion {
 		return nil, fmt.Errorf("%s has format version %d; this release knows up to %d: use the release that wrote it", dir, info.Version, generationVersion)
 	}
-	if err == nil && (info.Number != num || info.Memtable < int64(minGeneration) || info.Memtable > int64(maxGeneration)) {
+	if err == nil && (info.Number != num || info.Memtable < smallMemtable || info.Memtable > int64(maxGeneration)) {
 		err = fmt.Errorf("%s is not of this folder: %+v", generationFile, info)
 	}
 	if err != nil {
@@ -197,6 +197,9 @@ func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
 	if err := s.scan(g, db); err != nil {
 		return err
 	}
+	if err := checkJournal(g, clean); err != nil {
+		s.damagedGeneration(g, err)
+	}
 	if n := g.records.Load(); n != clean.Records {
 		s.damagedGeneration(g, fmt.Errorf("%d commit records, %d at the last close: %w", n, clean.Records, errors.Join(ErrDamaged, verifyTables(db))))
 	}
@@ -222,11 +225,8 @@ func (s *Store) replay(g *generation) error {
 		return err
 	}
 	aside := filepath.Join(s.dir, asideDir, generationName(g.num)+"-"+time.Now().UTC().Format("20060102T150405.000"))
-	keep, err := s.saveOrphans(g, orphans, aside)
-	if err != nil {
-		return err
-	}
-	keepLogs, err := s.saveLogs(g, aside)
+	fresh := isFresh(g, orphans)
+	keep, logs, err := s.saveFiles(g, orphans, fresh, aside)
 	if err != nil {
 		return err
 	}
@@ -235,6 +235,11 @@ func (s *Store) replay(g *generation) error {
 		return err
 	}
 	defer g.release()
+	if fresh && d.log != nil {
+		if keep, err = s.redo(g, d, aside, logs); err != nil {
+			return err
+		}
+	}
 	if err := s.scan(g, d.db); err != nil {
 		return err
 	}
@@ -242,13 +247,27 @@ func (s *Store) replay(g *generation) error {
 		s.damagedGeneration(g, err)
 		keep = true
 	}
-	if !logged {
+	if !logged && !fresh {
 		s.damagedGeneration(g, fmt.Errorf("%w: it was in use, and has no log", ErrDamaged))
 	}
-	if keep || keepLogs {
+	if keep {
 		return nil
 	}
 	return os.RemoveAll(aside)
+}
+
+// saveFiles keeps what Badger may destroy, and reports whether something is amiss. A fresh generation needs none of it.
+func (s *Store) saveFiles(g *generation, orphans []string, fresh bool, aside string) (keep bool, logs []logReport, err error) {
+	if fresh {
+		logs, err = s.takeLogs(g, aside)
+		return false, logs, err
+	}
+	keep, err = s.saveOrphans(g, orphans, aside)
+	if err != nil {
+		return keep, nil, err
+	}
+	keepLogs, err := s.saveLogs(g, aside)
+	return keep || keepLogs, nil, err
 }
 
 // damagedGeneration tells of a generation that can be read only in part. It is never removed.

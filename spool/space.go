@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +21,8 @@ type space struct {
 	percent float64
 	ballast int64
 	log     *slog.Logger
+
+	seen atomic.Pointer[seenDisk] // what room saw last
 
 	mu      sync.Mutex // guards what follows, and the ballast file
 	gone    bool       // the ballast was given away
@@ -49,13 +53,35 @@ func (s *space) kept(d disk) int64 {
 	return max(s.reserve, int64(float64(d.total)*s.percent/100))
 }
 
+// seenDisk is what statfs said a moment ago.
+type seenDisk struct {
+	disk
+	at time.Time
+}
+
+// seenFor is how long room believes what it saw: who asks for every message would ask for little else. In that time
+// the disk can't take in more than a small part of the least reserve.
+const seenFor = 2 * time.Millisecond
+
+func (s *space) glance() (disk, error) {
+	now := time.Now()
+	if seen := s.seen.Load(); seen != nil && now.Sub(seen.at) < seenFor {
+		return seen.disk, nil
+	}
+	d, err := s.disk()
+	if err == nil {
+		s.seen.Store(&seenDisk{d, now})
+	}
+	return d, err
+}
+
 // minInodes are kept free for the files of generations.
 const minInodes = 1000
 
 // room reports whether new mail of size octets leaves the reserve alone. The place of a ballast that was given away is
 // for deliveries, and for the next ballast: new mail that fed on it would leave nothing to drain or to restart with.
 func (s *space) room(size int64) error {
-	d, err := s.disk()
+	d, err := s.glance()
 	if err != nil {
 		return err
 	}
@@ -93,8 +119,12 @@ func (s *space) pledge(n int64, urgent bool) (done func(), err error) {
 			return nil, err
 		}
 	}
-	if d.free < s.pledged+n {
-		return nil, fmt.Errorf("%w: %d octets free, %d needed", errNoSpace, d.free-s.pledged, n)
+	kept := s.pledged
+	if s.gone && !urgent { // its place is for deliveries
+		kept += s.ballast
+	}
+	if d.free < kept+n {
+		return nil, fmt.Errorf("%w: %d octets free, %d needed", errNoSpace, d.free-kept, n)
 	}
 	s.pledged += n
 	return func() {

@@ -193,7 +193,7 @@ func (s *Store) receiveFile(ctx context.Context, m *message, p *progress, body i
 		err = f.commit()
 	}
 	if err == nil {
-		m.size, m.sum, m.file, m.seal = f.size, f.sum.Sum64(), f.num, s.keys.key != nil
+		m.at, m.size, m.sum, m.file, m.seal = 0, f.size, f.sum.Sum64(), f.num, s.keys.key != nil
 		err = s.commit(ctx, m, p, nil)
 	}
 	if err != nil && !errors.Is(err, ErrUnknown) { // unknown: the record may be there, so the content stays
@@ -214,12 +214,9 @@ func (s *Store) commit(ctx context.Context, m *message, p *progress, content []b
 	}
 	start := time.Now()
 	at, err := s.add(func(seq uint32) []entry {
-		entries := []entry{{messageKey(seq), m.encode()}}
-		if m.file == 0 {
-			entries = append(entries, entry{bodyKey(seq), content})
-		}
+		entries := []entry{{messageKey(seq), m.encode(), content}}
 		if p != nil {
-			entries = append(entries, entry{progressKey(seq), p.encode()})
+			entries = append(entries, entry{key: progressKey(seq), value: p.encode()})
 		}
 		return entries
 	}, 1)
@@ -430,7 +427,7 @@ func (s *Store) filled() (n int) {
 			n++ // it is being closed
 			continue
 		}
-		if g.db != nil && g.db.big && !g.left {
+		if g.db != nil && g.db.fresh && !g.left {
 			n++
 		}
 		g.mu.Unlock()
@@ -441,8 +438,9 @@ func (s *Store) filled() (n int) {
 // create makes the folder of a generation and proves with a first commit that it can be written to.
 func (s *Store) create(num uint32) (g *generation, err error) {
 	dir := filepath.Join(s.dir, generationName(num))
-	memtable := int64(s.cfg.GenerationSize)
-	done, err := s.space.want(2*memtable + openNeed) // the ballast is for deliveries
+	size := int64(s.cfg.GenerationSize)
+	memtable := memtableFor(s.cfg.GenerationSize)
+	done, err := s.space.want(2*memtable + size + openNeed) // the ballast is for deliveries
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", dir, err)
 	}
@@ -465,7 +463,11 @@ func (s *Store) create(num uint32) (g *generation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = d.write([]entry{{[]byte("v"), []byte{generationVersion}}}); err == nil {
+	// This commit reaches the log: what is promised later can do without, but not without a log that Badger opens.
+	if err = d.write([]entry{versionEntry()}); err == nil {
+		err = d.begin(size, g.key)
+	}
+	if err == nil {
 		err = syncDir(s.dir)
 	}
 	if err != nil {
@@ -475,6 +477,9 @@ func (s *Store) create(num uint32) (g *generation, err error) {
 	g.db = d
 	return g, nil
 }
+
+// versionEntry is what the first commit of a database is.
+func versionEntry() entry { return entry{key: []byte("v"), value: []byte{generationVersion}} }
 
 // generation gives the generation of a place.
 func (s *Store) generation(num uint32) (*generation, bool) {
@@ -549,7 +554,7 @@ func (s *Store) content(at loc, m *message) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(b)), nil
 }
 
-// inline reads content that lies in the database, verified.
+// inline reads content that lies in the generation, verified.
 func (s *Store) inline(at loc, m *message) ([]byte, error) {
 	g, ok := s.generation(at.gen)
 	if !ok {
@@ -560,9 +565,18 @@ func (s *Store) inline(at loc, m *message) ([]byte, error) {
 		return nil, err
 	}
 	defer g.release()
-	b, err := d.get(bodyKey(at.seq))
-	if err != nil {
-		return nil, notThere(err)
+	var b []byte
+	switch {
+	case m.at == 0: // format 1
+		if b, err = d.get(bodyKey(at.seq)); err != nil {
+			return nil, notThere(err)
+		}
+	case d.log == nil:
+		return nil, fmt.Errorf("%w: %s has no journal", ErrDamaged, g.dir)
+	default:
+		if b, err = d.log.content(m); err != nil {
+			return nil, err
+		}
 	}
 	return b, verify(b, m)
 }

@@ -79,7 +79,7 @@ func TestAFewStragglersDoNotPinTheDisk(t *testing.T) {
 		t.Fatalf("%d generations", n)
 	}
 	deliver(t, s, "example.org", func(id mta.ID) bool { return stay[id] > 0 })
-	waitFor(t, "one generation", func() bool { return len(folders(t, cfg)) <= 2 && diskUsed(cfg.Dir) < 16<<20 })
+	waitFor(t, "one generation", func() bool { return len(folders(t, cfg)) <= 2 && diskUsed(cfg.Dir) < 24<<20 })
 	for range 2 {
 		for id, n := range stay {
 			wantBody(t, s, id, n)

@@ -1,0 +1,148 @@
+package spool
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"understudy/internal/mta"
+)
+
+// isFresh reports whether a generation was never closed: all that was committed to it is in its journal, and its
+// database can be made anew. orphans are tables that Badger will delete.
+func isFresh(g *generation, orphans []string) bool {
+	tables, err := filepath.Glob(filepath.Join(g.dir, "*.sst"))
+	if err != nil || len(tables) > len(orphans) {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(g.dir, journalFile))
+	return err == nil
+}
+
+// checkJournal reports whether the journal of a closed generation is as long as it was.
+func checkJournal(g *generation, clean cleanInfo) error {
+	if clean.Journal == 0 {
+		return nil
+	}
+	fi, err := os.Stat(filepath.Join(g.dir, journalFile))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if fi.Size() < clean.Journal {
+		return fmt.Errorf("%w: the journal has %d octets, %d at the last close", ErrDamaged, fi.Size(), clean.Journal)
+	}
+	return nil
+}
+
+// takeLogs takes the logs of a fresh generation's database away: they were not synced, so they may lack what was
+// promised, and have what was not. All that they are good for is to bear witness against a journal that is damaged.
+func (s *Store) takeLogs(g *generation, aside string) ([]logReport, error) {
+	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem"))
+	if err != nil {
+		return nil, err
+	}
+	var reports []logReport
+	for _, path := range logs {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		r := readLog(filepath.Base(path), b)
+		if err := s.copyLog(filepath.Join(aside, r.name), b[:r.size]); err != nil {
+			s.log.Warn("log not copied aside before it is replayed", slog.String("file", path), slog.Any("err", err))
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+		reports = append(reports, r)
+	}
+	return reports, nil
+}
+
+// redo makes the database of a fresh generation anew from its journal, and reports whether the copies of its logs, which
+// reports are of, should be kept.
+func (s *Store) redo(g *generation, d *database, aside string, logs []logReport) (keep bool, err error) {
+	known := make(map[mta.ID]struct{})
+	batch, cost := []entry{versionEntry()}, int64(entryCost)
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		err := d.write(batch)
+		batch, cost = nil, 0
+		return err
+	}
+	report, err := d.log.read(journalHead, func(entries []entry) error {
+		more := int64(0)
+		for i := range entries {
+			e := &entries[i]
+			more += int64(len(e.key)+len(e.value)) + entryCost
+			if id, ok := e.message(); ok {
+				known[id] = struct{}{}
+			}
+		}
+		if cost+more > stepCost {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		batch, cost = append(batch, entries...), cost+more
+		return nil
+	})
+	if err == nil {
+		err = flush()
+	}
+	if err != nil {
+		return true, fmt.Errorf("redo %s: %w", g.dir, err)
+	}
+	return s.tellJournal(g, aside, report, witness(g, known, report, logs)), nil
+}
+
+// testimony is what logs have that the journal lacks.
+type testimony struct {
+	commits int
+	ids     []mta.ID
+}
+
+func witness(g *generation, known map[mta.ID]struct{}, j journalReport, logs []logReport) testimony {
+	w := testimony{commits: -1 - j.groups} // the first commit is the log's alone
+	if g.key == nil {
+		w.commits = math.MinInt32 // the messages' IDs say it better
+	}
+	for _, r := range logs {
+		w.commits += r.commits
+		for _, id := range r.ids {
+			if _, ok := known[id]; !ok {
+				w.ids = append(w.ids, id)
+			}
+		}
+	}
+	w.commits = max(w.commits, 0)
+	return w
+}
+
+// tellJournal tells what a journal lacks, and reports whether something is amiss.
+func (s *Store) tellJournal(g *generation, aside string, r journalReport, w testimony) bool {
+	attrs := []any{slog.String("dir", g.dir), slog.String("file", journalFile), slog.Int("commits", r.groups), slog.Int64("end", r.end)}
+	switch {
+	case r.lost > 0:
+		missing := append(r.missing, w.ids...)
+		slices.SortFunc(missing, func(a, b mta.ID) int { return bytes.Compare(a[:], b[:]) })
+		s.log.Error("journal is damaged: some commits can't be read", append(attrs, slog.Int("lost", r.lost),
+			slog.String("missing", joinIDs(slices.Compact(missing))), slog.String("copy", aside))...)
+		s.damagedGeneration(g, fmt.Errorf("%w: its journal, at %d places", ErrDamaged, r.lost))
+		return true
+	case w.commits > 0 || len(w.ids) > 0:
+		s.stats.damaged.Inc()
+		s.log.Error("the last commit of a log is damaged: if it was promised, it is lost", append(attrs,
+			slog.String("missing", joinIDs(w.ids)), slog.String("copy", aside))...)
+		return true
+	case r.torn:
+		s.log.Warn("log ends in a commit that was not finished", attrs...)
+	}
+	return false
+}
