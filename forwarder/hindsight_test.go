@@ -123,7 +123,9 @@ func TestMailThatWaitedIsJudgedAgainAndHeldIfItMust(t *testing.T) {
 	large := w.waited(time.Hour, "quarantine\r\n"+strings.Repeat("x\r\n", 200_000), "a@example.org")
 	young := w.waited(time.Minute, "quarantine\r\n", "a@example.org")
 	w.start()
-	w.eventually("the held alone", func() bool { return w.left() == 3 && p.Accepted() == 5 && len(w.items(large)) == 1 && w.items(large)[0].Held })
+	w.eventually("the held alone", func() bool {
+		return w.left() == 3 && p.Accepted() == 5 && len(w.items(large)) == 1 && w.items(large)[0].Held
+	})
 	for _, word := range words {
 		items := w.items(ids[word])
 		if !slices.Contains(words[4:], word) {

@@ -19,7 +19,7 @@ type job struct {
 	fresh bool      // it goes before the backlog
 	// hindsight is what was made of it when it had waited; nil: it was not judged again.
 	hindsight *mta.Verdict
-	until time.Time // end of the lease; guarded by leases.mu
+	until     time.Time // end of the lease; guarded by leases.mu
 }
 
 // leases are the jobs that are out.

@@ -12,9 +12,9 @@ import (
 type plan struct {
 	results []mta.RcptResult
 	steps   []smtpc.Step // at which the primary said each result; none: it did not
-	next    time.Time // of what stays deferred; zero: at once
-	release bool      // no attempt was made of it: back to the queue, not before next
-	alert   string    // what an operator should know, beside the results
+	next    time.Time    // of what stays deferred; zero: at once
+	release bool         // no attempt was made of it: back to the queue, not before next
+	alert   string       // what an operator should know, beside the results
 }
 
 // step is where the primary said the i-th result.

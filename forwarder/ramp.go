@@ -19,8 +19,8 @@ const (
 	noise = 0.05
 	// fallen is the share of the usual rate below which something has changed.
 	fallen = 0.7
-	// patienceMax is the most measures between two trials.
-	patienceMax = 32
+	// So many measures are between two trials, at least and at most.
+	patienceMin, patienceMax = 4, 32
 )
 
 // ramp says how many sessions a route may have. The first goes alone; each message taken allows one more, until trouble
@@ -51,7 +51,7 @@ type ramp struct {
 }
 
 func newRamp(most int) ramp {
-	return ramp{limit: 1, most: most, threshold: most, ceiling: most, patience: 2, span: measureMax}
+	return ramp{limit: 1, most: most, threshold: most, ceiling: most, patience: patienceMin, span: measureMax}
 }
 
 // ok is told of each message taken, and how many sessions there are.
@@ -129,7 +129,7 @@ func (r *ramp) measured(rate, doubt float64) {
 	r.waited++
 	switch {
 	case fell:
-		r.up, r.patience = false, 2
+		r.up, r.patience = false, patienceMin
 		r.try(2)
 	case r.waited >= r.patience:
 		r.try(4)
@@ -160,8 +160,8 @@ func (r *ramp) judge(rate, doubt float64) {
 	before := r.trial
 	r.trial = 0
 	better := rate >= r.best*(1+doubt)
-	if better || !r.up && rate >= r.best*(1-min(doubt, 2*noise)) {
-		r.best, r.usual, r.patience = max(r.best, rate), rate, 2
+	if better || !r.up && rate >= r.best*(1-noise) {
+		r.best, r.usual, r.patience = max(r.best, rate), rate, patienceMin
 		parts := 4
 		if better {
 			parts = 2
