@@ -8,7 +8,7 @@ import (
 
 // Up reports whether a primary of a configured domain takes mail now.
 func (p *Prober) Up(domain string) bool {
-	for _, m := range p.primariesOf(domain) {
+	for _, m := range p.Primaries(domain) {
 		if p.Open(m.String()) {
 			return true
 		}
@@ -20,7 +20,7 @@ func (p *Prober) Up(domain string) bool {
 // is known.
 func (p *Prober) Recovered(domain string) time.Time {
 	var last time.Time
-	for _, m := range p.primariesOf(domain) {
+	for _, m := range p.Primaries(domain) {
 		if !p.Open(m.String()) {
 			continue
 		}
@@ -33,8 +33,8 @@ func (p *Prober) Recovered(domain string) time.Time {
 	return last
 }
 
-// primariesOf lists the primaries of a configured domain, the best first.
-func (p *Prober) primariesOf(domain string) []mta.Primary {
+// Primaries lists the primaries of a configured domain, the best first.
+func (p *Prober) Primaries(domain string) []mta.Primary {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d := p.domains[domain]

@@ -25,14 +25,12 @@ func (p *Policy) Admit(ctx context.Context, env *mta.Envelope, to mta.Path) (mta
 	}
 	road, reply := p.road(q, env, now)
 	if reply != nil {
-		p.metrics.roads.WithLabelValues("deferred").Inc()
+		p.metrics.deferred.Inc()
 		return mta.Recipient{}, mta.Spooled, reply
 	}
-	p.metrics.roads.WithLabelValues(roadNames[road]).Inc()
+	p.metrics.roads[road].Inc()
 	return mta.Recipient{Addr: q.to, Dest: q.dest}, road, nil
 }
-
-var roadNames = map[mta.Road]string{mta.Spooled: "spooled", mta.Inline: "inline"}
 
 // road is the way of one recipient's mail, or what is said to a sender who is to use the primary itself.
 func (p *Policy) road(q question, env *mta.Envelope, now time.Time) (mta.Road, *mta.Reply) {

@@ -35,7 +35,7 @@ func placed(t testing.TB, p *Policy, env *mta.Envelope, to string) string {
 	if err != nil {
 		t.Fatalf("%s: %v", to, err)
 	}
-	return fmt.Sprintf("%s %s", roadNames[road], r.Addr)
+	return fmt.Sprintf("%s %s", map[mta.Road]string{mta.Spooled: "spooled", mta.Inline: "inline"}[road], r.Addr)
 }
 
 // primaries is what the policy is told of the primaries.

@@ -125,36 +125,42 @@ const frontWait = 30 * time.Second
 // front finds what speaks for or against a message before its content is known. What costs nothing is looked at first,
 // then the DNS is asked everything at the same time.
 func (p *Policy) front(ctx context.Context, j *judging, env *mta.Envelope) (mta.Auth, []mta.Finding) {
-	var auth mta.Auth
-	var asked [5][]mta.Finding // each question has its place, so that the order is always the same
+	var said []mta.Finding
 	if j.stages[stageClient] {
-		asked[0] = greeting(env.Peer, j.cfg.Hostname)
+		said = greeting(env.Peer, j.cfg.Hostname)
 	}
-	dns := p.deps.Resolver
-	if dns == nil {
-		return auth, asked[0]
+	if p.deps.Resolver == nil || env.Peer.Addr.Addr().Unmap().IsLoopback() { // who is on this host is the operator's own
+		return mta.Auth{}, said
 	}
+	auth, asked := p.askFront(ctx, j, env)
+	return auth, append(said, asked...)
+}
+
+// askFront is what the DNS says of the client and the reverse-path.
+func (p *Policy) askFront(ctx context.Context, j *judging, env *mta.Envelope) (mta.Auth, []mta.Finding) {
 	ctx, cancel := context.WithTimeout(ctx, frontWait)
 	defer cancel()
-	public := isPublic(env.Peer.Addr.Addr())
+	dns, public := p.deps.Resolver, isPublic(env.Peer.Addr.Addr())
+	var auth mta.Auth
+	var asked [4][]mta.Finding // each question has its place, so that the order is always the same
 	var g sync.WaitGroup
 	if j.stages[stageClient] && public {
 		g.Go(func() {
-			asked[1] = slices.Concat(reverseName(ctx, dns, env.Peer), borrowedName(ctx, dns, env.Peer, func(d string) bool { return j.domains[d] }))
+			asked[0] = slices.Concat(reverseName(ctx, dns, env.Peer), borrowedName(ctx, dns, env.Peer, func(d string) bool { return j.domains[d] }))
 		})
 	}
 	if j.stages[stageLists] && public {
-		g.Go(func() { asked[2] = listed(ctx, p.lists, env.Peer.Addr.Addr()) })
+		g.Go(func() { asked[1] = listed(ctx, p.lists, env.Peer.Addr.Addr()) })
 	}
-	if j.stages[stageSender] && !env.Peer.Addr.Addr().Unmap().IsLoopback() { // who is on this host is the operator's own
-		g.Go(func() { asked[3] = senderDomain(ctx, dns, env.From) })
+	if j.stages[stageSender] {
+		g.Go(func() { asked[2] = senderDomain(ctx, dns, env.From) })
 	}
 	if j.stages[stageSender] && public {
-		g.Go(func() { auth, asked[4] = p.reversePath(ctx, j, env) })
+		g.Go(func() { auth, asked[3] = p.reversePath(ctx, j, env) })
 	}
 	g.Wait()
 	if auth.Helo.Result == "pass" { // the domain itself names the client
-		asked[1] = without(asked[1], func(name string) bool { return name == "helo:our-domain" })
+		asked[0] = without(asked[0], func(name string) bool { return name == "helo:our-domain" })
 	}
 	return auth, slices.Concat(asked[:]...)
 }
@@ -444,7 +450,10 @@ const (
 
 // judged tells of a decision.
 func (p *Policy) judged(ctx context.Context, step string, env *mta.Envelope, domain string, v mta.Verdict) {
-	p.metrics.judged.WithLabelValues(step, v.Action.String()).Inc()
+	p.metrics.judged[step][v.Action].Inc()
+	if !p.log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
 	names := make([]string, len(v.Findings))
 	var details []string
 	for i, f := range v.Findings {

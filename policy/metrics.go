@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"understudy/internal/dnsbl"
+	"understudy/internal/mta"
 )
 
 // metrics counts what was said and done.
@@ -14,8 +15,9 @@ type metrics struct {
 	answers  *prometheus.CounterVec
 	looks    *prometheus.CounterVec
 	callouts *prometheus.CounterVec
-	judged   *prometheus.CounterVec
-	roads    *prometheus.CounterVec
+	judged   map[string]*actionCounters // by step
+	roads    [mta.Inline + 1]prometheus.Counter
+	deferred prometheus.Counter // recipients that were sent to the primary itself
 	limited  *prometheus.CounterVec
 	shadows  *prometheus.CounterVec
 	fixed    map[string]*verdictCounters // of what decides when no list does
@@ -26,6 +28,21 @@ const recipientsLabel = "recipients"
 
 // verdictCounters count by verdict. They are looked up once: a label costs as much as a recipient.
 type verdictCounters [3]prometheus.Counter
+
+// actionCounters count by action, looked up once for the same reason.
+type actionCounters [mta.Reject + 1]prometheus.Counter
+
+func countersOf(judged *prometheus.CounterVec) map[string]*actionCounters {
+	m := map[string]*actionCounters{}
+	for _, step := range []string{stepRcpt, stepContent, stepHindsight} {
+		var c actionCounters
+		for a := range c {
+			c[a] = judged.WithLabelValues(step, mta.Action(a).String())
+		}
+		m[step] = &c
+	}
+	return m
+}
 
 func (m *metrics) counters(source string) *verdictCounters {
 	var c verdictCounters
@@ -42,12 +59,15 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 	m := &metrics{
 		answers:  counter("recipients_total", "Recipients that were decided about, by what decided and how.", "source", "verdict"),
 		looks:    counter("source_looks_total", "Looks at sources of recipients, by source and result (ok, failed).", "source", "result"),
-		judged:   counter("judged_total", "Judgements of mail that is kept here, by step (rcpt, content, hindsight) and action.", "step", "action"),
 		callouts: counter("callouts_total", "Questions to primaries about a recipient, by what was learned.", "result"),
-		roads:    counter("roads_total", "Recipients by the way that their mail takes (inline, spooled), or deferred because the primary takes mail itself.", "road"),
 		limited:  counter("limited_total", "Recipients that were put off because their client network or sender domain brings too much, by limit.", "limit"),
 		shadows:  counter("shadows_total", "Messages that went inline and were to be judged beside the primary, by what became of that (judged, failed, busy).", "result"),
 	}
+	judged := counter("judged_total", "Judgements of mail that is kept here, by step (rcpt, content, hindsight) and action.", "step", "action")
+	m.judged = countersOf(judged)
+	roads := counter("roads_total", "Recipients by the way that their mail takes (inline, spooled), or deferred because the primary takes mail itself.", "road")
+	m.roads = [...]prometheus.Counter{mta.Spooled: roads.WithLabelValues("spooled"), mta.Inline: roads.WithLabelValues("inline")}
+	m.deferred = roads.WithLabelValues("deferred")
 	m.fixed = map[string]*verdictCounters{}
 	for _, source := range []string{byAlways, byAcceptAll, byUnknown, byRelay, byLearned} {
 		m.fixed[source] = m.counters(source)
@@ -55,7 +75,7 @@ func newMetrics(reg prometheus.Registerer, p *Policy) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, m.judged, m.roads, m.limited, m.shadows, newAges(p)} {
+	for _, c := range []prometheus.Collector{m.answers, m.looks, m.callouts, judged, roads, m.limited, m.shadows, newAges(p)} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("policy: metrics: %w", err)
 		}

@@ -77,12 +77,9 @@ func (d *Daemon) fragile(domain string) bool {
 
 // primaryNames are the host names of a domain's primaries, as last looked up.
 func (d *Daemon) primaryNames(domain string) []string {
-	st, _ := d.prober.Domain(domain)
 	var names []string
-	for _, key := range slices.Concat(st.Tiers...) {
-		if p, err := mta.ParsePrimary(key); err == nil {
-			names = append(names, p.Host)
-		}
+	for _, p := range d.prober.Primaries(domain) {
+		names = append(names, p.Host)
 	}
 	return names
 }

@@ -22,6 +22,9 @@ func newQuestion(name string, qtype uint16) (question, bool) {
 	if name == "" {
 		return question{}, false
 	}
+	if isPlain(name) {
+		return question{name: name + ".", qtype: qtype}, true
+	}
 	var b strings.Builder
 	for i := range len(name) {
 		c := name[i]
@@ -43,6 +46,29 @@ func newQuestion(name string, qtype uint16) (question, bool) {
 	}
 	canonical, _, err := dns.UnpackDomainName(buf[:], 0) // as answers will have it
 	return question{name: canonical, qtype: qtype}, err == nil
+}
+
+// isPlain reports a name that is in the form of a question's but for the last dot, as nearly all are.
+func isPlain(name string) bool {
+	const maxName, maxLabel = 253, 63
+	if len(name) > maxName {
+		return false
+	}
+	label := 0
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c == '.' && label > 0:
+			label = 0
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
+			label++
+		default:
+			return false
+		}
+		if label > maxLabel {
+			return false
+		}
+	}
+	return label > 0
 }
 
 // unescape undoes the presentation format of a character string: \DDD and \X.

@@ -3,6 +3,7 @@ package dnsx
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,6 +70,25 @@ func FuzzRead(f *testing.F) {
 			t.Error("an answer that says nothing at all")
 		}
 	})
+}
+
+func TestAPlainNameTakesTheShortWayToTheSameQuestion(t *testing.T) {
+	label := strings.Repeat("a", 63)
+	long := strings.Repeat(label+".", 3) + strings.Repeat("b", 61)
+	for _, s := range []string{"example.org", "_dmarc.example.org.", "a", "1.0.0.127.in-addr.arpa", label + ".test", long} {
+		short, ok := newQuestion(s, dns.TypeTXT)
+		if !ok || !isPlain(strings.TrimSuffix(s, ".")) {
+			t.Errorf("%q is not plain", s)
+		}
+		if around, ok := newQuestion(strings.ToUpper(s), dns.TypeTXT); !ok || around != short { // capitals take the long way
+			t.Errorf("%q: %v and %v", s, short, around)
+		}
+	}
+	for _, s := range []string{"", ".", "a..b", ".a", "a.", "A", "a b", label + "a.test", long + "b"} {
+		if isPlain(s) {
+			t.Errorf("%q is plain", s)
+		}
+	}
 }
 
 func FuzzName(f *testing.F) {

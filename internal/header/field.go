@@ -22,7 +22,9 @@ type Field struct {
 }
 
 // Is reports whether the field has this name.
-func (f *Field) Is(name string) bool { return strings.EqualFold(f.Name, name) }
+func (f *Field) Is(name string) bool {
+	return len(f.Name) == len(name) && strings.EqualFold(f.Name, name) // both are ASCII
+}
 
 // Text is the value unfolded (RFC 5322, 2.2.3), without blanks around it.
 func (f *Field) Text() string {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"understudy/internal/mta"
 )
@@ -38,11 +39,18 @@ func Read(c mta.Content, visit func(*Field) error) (Header, error) {
 // Scan gives each field in order to visit, whose error ends it and is returned as it is. Otherwise only the reader's
 // error is returned: there is no header that Scan does not read.
 func Scan(r io.Reader, visit func(*Field) error) (Header, error) {
-	s := scanner{in: bufio.NewReaderSize(r, 16<<10), visit: visit}
+	in := buffers.Get().(*bufio.Reader)
+	in.Reset(r)
+	s := scanner{in: in, visit: visit}
 	err := s.scan()
+	in.Reset(nil)
+	buffers.Put(in)
 	s.h.Octets = s.field.Span.Start
 	return s.h, err
 }
+
+// buffers are used again: one costs more to make than most headers to read.
+var buffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 16<<10) }}
 
 // scanner is one scan under way.
 type scanner struct {
