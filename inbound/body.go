@@ -96,7 +96,8 @@ func (b *body) edited(e mta.Edit, trace string) mta.Content {
 
 // reader reads before and then the body from its start.
 func (b *body) reader(before string) *bodyReader {
-	r := &bodyReader{parts: make([][]byte, 0, 1+len(b.head))}
+	r := &bodyReader{}
+	r.parts = r.few[:0]
 	if before != "" {
 		r.parts = append(r.parts, []byte(before))
 	}
@@ -115,6 +116,7 @@ func (b *body) reader(before string) *bodyReader {
 // bodyReader gives out what a body holds without a buffer of its own.
 type bodyReader struct {
 	parts [][]byte
+	few   [2][]byte         // what parts begin in: most mail has no more
 	file  *io.SectionReader // after them; may be nil
 }
 

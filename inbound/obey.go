@@ -3,8 +3,8 @@ package inbound
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,7 +74,13 @@ func (w *wire) forgotten(verb string) bool {
 }
 
 // pass hands a command to go-smtp.
-func (w *wire) pass(line string) { w.feed = append(w.feed[:0], line+"\r\n"...) }
+func (w *wire) pass(parts ...string) {
+	w.feed = w.feed[:0]
+	for _, p := range parts {
+		w.feed = append(w.feed, p...)
+	}
+	w.feed = append(w.feed, crlf...)
+}
 
 // bare refuses an argument where there must be none.
 func (w *wire) bare(cmd command) bool {
@@ -114,7 +120,7 @@ func (w *wire) hello(cmd command) {
 		return
 	}
 	w.greeted, w.esmtp, w.helo = true, cmd.verb == verbEHLO, name
-	w.pass(cmd.verb + " client") // go-smtp needs a name, any will do
+	w.pass(cmd.verb, " client") // go-smtp needs a name, any will do
 }
 
 // path checks the shape of MAIL or RCPT. The session reads the path itself from w.cmd.
@@ -123,7 +129,7 @@ func (w *wire) path(cmd command, keyword string) {
 		w.reply(cmd.verb, mta.NewReply(501, "5.5.4", "want %s %s<address>", cmd.verb, keyword))
 		return
 	}
-	w.pass(cmd.verb + " " + keyword + "<a@b>")
+	w.pass(cmd.verb, " ", keyword, "<a@b>")
 }
 
 // has reports whether a keyword is offered to this client now.
@@ -155,9 +161,9 @@ func (w *wire) offered() []string {
 		}
 		switch k {
 		case "SIZE":
-			k = fmt.Sprintf("SIZE %d", int64(w.srv.cfg.MaxMessageSize))
+			k += " " + strconv.FormatInt(int64(w.srv.cfg.MaxMessageSize), 10)
 		case "LIMITS":
-			k = fmt.Sprintf("LIMITS RCPTMAX=%d", w.srv.cfg.MaxRecipients)
+			k += " RCPTMAX=" + strconv.Itoa(w.srv.cfg.MaxRecipients)
 		}
 		list = append(list, k)
 	}

@@ -80,14 +80,15 @@ var keywords = []string{
 
 // appendEHLO writes the reply to EHLO: our name, then what we offer.
 func appendEHLO(out []byte, hostname string, offered []string) []byte {
-	lines := append([]string{hostname}, offered...)
-	for i, line := range lines {
-		sep := "-"
-		if i == len(lines)-1 {
-			sep = " "
-		}
-		out = append(out, "250"+sep+line+"\r\n"...)
+	out = append(out, "250-"...)
+	last := len(out) - 1
+	out = append(append(out, hostname...), crlf...)
+	for _, line := range offered {
+		out = append(out, "250-"...)
+		last = len(out) - 1
+		out = append(append(out, line...), crlf...)
 	}
+	out[last] = ' '
 	return out
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/emersion/go-smtp"
@@ -26,8 +27,8 @@ type session struct {
 
 	env    *mta.Envelope // the transaction; nil outside of one
 	size   int64         // as declared at MAIL; 0 if not
-	roomy  map[string]bool
-	dest   string // where its recipients are placed
+	roomy  []string      // destinations that the spool has room for
+	dest   string        // where its recipients are placed
 	road   mta.Road
 	inline inline
 }
@@ -45,7 +46,7 @@ func (s *session) Reset() {
 		s.w.flush() // the sender need not wait until the session with the primary is given back
 	}
 	s.abort()
-	s.env, s.size, s.roomy = nil, 0, nil
+	s.env, s.size, s.roomy = nil, 0, s.roomy[:0]
 	s.dest, s.road, s.inline = "", mta.Spooled, inline{}
 }
 
@@ -262,16 +263,13 @@ func (s *session) bounded(dest string, size int64) error {
 
 // room asks, once for each destination, whether the spool could take the message: better no content than lost content.
 func (s *session) room(dest string) error {
-	if s.roomy[dest] {
+	if slices.Contains(s.roomy, dest) {
 		return nil
 	}
 	if err := s.srv.deps.Spool.Room(s.ctx, dest, s.size); err != nil {
 		return fmt.Errorf("inbound: room for %s: %w", dest, err)
 	}
-	if s.roomy == nil {
-		s.roomy = map[string]bool{}
-	}
-	s.roomy[dest] = true
+	s.roomy = append(s.roomy, dest)
 	return nil
 }
 
