@@ -55,7 +55,7 @@ func TestAPrimaryThatCollapsesUnderManySessionsGetsFew(t *testing.T) {
 			return 100 * time.Millisecond * time.Duration(sessions*sessions*sessions) / 125
 		})
 		t.Logf("%d messages in %s, %d sessions", n, took, limit)
-		if took > 15*time.Minute { // 400 s with five all the time, 107 minutes with twenty
+		if took > 20*time.Minute { // 400 s with five all the time, 107 minutes with twenty
 			t.Errorf("%d messages took %s", n, took)
 		}
 		if limit > 8 {

@@ -8,13 +8,14 @@
 //   - A message may reach a primary twice, where a session was cut after its content was written or a settlement could not
 //     be stored; never zero times.
 //   - Mail moves as soon as the gate of a primary opens: oldest first, destinations by turns, a first session alone until
-//     one message was taken, then more while all goes well.
+//     one message was taken, then more while all goes well and while more of them bring more.
+//   - What has waited is judged again before it is sent, if Deps say so; a message is held for that, never dropped.
 //   - An inline transaction tells apart what was not handed over for sure, what may have been, and what the primary
 //     answered. A session that a primary was told a client for never serves another client.
 //
 // Goroutines: Run's own (wake-ups; it resolves routes and starts them), one settler (writes outcomes in batches), one
 // keeper (leases of what takes long), and for each route that has work: its own, which starts sessions, a loader, which
-// claims mail and reads it ahead of the wire, and up to the limit of sessions. A route's end waits for its sessions,
-// Run's end for all. The pools of inline sessions have one that looks after them, and one for each session
-// that waits; transactions run on their callers'.
+// claims mail and reads it ahead of the wire, those who judge mail again, and up to the limit of sessions. A route's end
+// waits for its sessions, Run's end for all. The pools of inline sessions have one that looks after them, and one for each
+// session that waits; transactions run on their callers'.
 package forwarder

@@ -131,9 +131,15 @@ func (r *ramp) measured(rate, doubt float64) {
 	case fell:
 		r.up, r.patience = false, patienceMin
 		r.try(2)
-	case r.waited >= r.patience:
+	case r.waited >= r.patience || r.patience == patienceMin && r.waitedLong():
 		r.try(4)
 	}
+}
+
+// waitedLong reports that the measures since the last trial took as long as the fewest of them can: where a primary is slow, a
+// measure takes long.
+func (r *ramp) waitedLong() bool {
+	return time.Duration(r.waited)*r.span >= patienceMin*measureMin
 }
 
 // try begins a trial: of fewer sessions, by one part in so many, or of half as many more.
