@@ -42,7 +42,7 @@ func (h *hindsight) wants(l *mta.Lease, now time.Time) bool {
 		return false
 	}
 	after := h.after()
-	return after > 0 && now.Sub(l.Envelope.Received) >= after
+	return after > 0 && now.Sub(l.ID.Time()) >= after // not since Envelope.Received: what an operator redirects has a new ID
 }
 
 // recall gives what was made of a message that came back untried.

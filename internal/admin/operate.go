@@ -158,6 +158,11 @@ func (s *Server) redirectItem(ctx context.Context, it *spool.Item, to mta.Recipi
 	defer body.Close()
 	env := *it.Envelope
 	env.ID, env.Due, env.Rcpts = mta.NewID(time.Now()), time.Time{}, []mta.Recipient{to}
+	if v := env.Verdict; v != nil && v.Action == mta.Quarantine { // somebody decided: the copy is to go
+		released := *v
+		released.Action = mta.Mark
+		env.Verdict = &released
+	}
 	if err := s.deps.Spool.Put(ctx, &env, body); err != nil {
 		return 0, fmt.Errorf("message %s: %w", it.ID, err)
 	}
