@@ -23,6 +23,7 @@ func (w *wire) obey(cmd command) {
 	case verbHELO, verbEHLO:
 		w.hello(cmd)
 	case verbMAIL:
+		growStack(-1)
 		w.path(cmd, "FROM:")
 	case verbRCPT:
 		w.path(cmd, "TO:")
@@ -71,6 +72,19 @@ func (w *wire) forgotten(verb string) bool {
 		return false
 	}
 	return verb == verbMAIL || verb == verbRCPT || verb == verbDATA
+}
+
+// growStack sees to it that the goroutine's stack is as large as a message will need it, in one step and while there is
+// little on it: grown step by step in the depth of Data it would be copied again and again, for each new client. It is the
+// call that does it, as this frame must fit. An idle client keeps its small stack.
+//
+//go:noinline
+func growStack(at int) byte {
+	if at < 0 {
+		return 0
+	}
+	var room [12 << 10]byte
+	return room[at]
 }
 
 // pass hands a command to go-smtp.
