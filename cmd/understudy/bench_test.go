@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy/internal/dnsx/dnstest"
 	"understudy/internal/testkit"
 	"understudy/internal/testkit/peer"
 )
@@ -63,34 +64,36 @@ func source(b *testing.B, addr string, more []string) {
 }
 
 // BenchmarkInline is the latency of one message, connection and all, as its sender sees it: given to a real Postfix
-// directly, and through us while that Postfix is up, with 0 and 20 ms between whoever talks to Postfix and Postfix.
+// directly, and through us while that Postfix is up, with 0 and 20 ms between whoever talks to Postfix and Postfix. Once
+// more with a client of its own for each message, whom Postfix is told of by XCLIENT.
 func BenchmarkInline(b *testing.B) {
 	for _, rtt := range []time.Duration{0, 20 * time.Millisecond} {
-		primary := peer.NewPostfix(b, map[string]string{"virtual_mailbox_maps": "", "virtual_transport": "discard", "smtpd_client_connection_rate_limit": "0"})
+		primary := peer.NewPostfix(b, map[string]string{
+			"virtual_mailbox_maps": "", "virtual_transport": "discard", "smtpd_authorized_xclient_hosts": "127.0.0.0/8",
+			"smtpd_recipient_restrictions": "permit_auth_destination, reject",
+		})
 		primary.Start()
 		addr := primary.Addr
 		if rtt > 0 {
 			addr = testkit.NewDelay(b, primary.Addr, rtt).Addr()
 		}
-		s := newServer(b, fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}\nlog: {level: warn}\n", addr))
+		plain, told, dns := peer.FreeAddr(b), peer.FreeAddr(b), dnstest.New(b, dnstest.Zones{})
+		s := newServer(b, fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}\nlog: {level: warn}\n"+
+			"inbound: {listen: [%q, {address: %q, proxy_from: [127.0.0.0/8]}], pregreet: {wait: 0}}\ndns: {resolvers: [%q]}\n", addr, plain, told, dns.Addr()))
 		s.start()
 		s.untilPrimary("up")
-		for _, way := range []struct{ name, addr string }{{"direct", addr}, {"through_us", s.smtp}} {
+		for _, way := range []struct {
+			name, addr string
+			clients    bool
+		}{{"direct", addr, false}, {"through_us", plain, false}, {"through_us_xclient", told, true}} {
 			b.Run(fmt.Sprintf("%v/%s", rtt, way.name), func(b *testing.B) {
 				took := make([]time.Duration, 0, b.N)
 				for n := range b.N {
-					start := time.Now()
-					c, err := call(way.addr, "")
-					if err != nil {
-						b.Fatal(err)
+					client := ""
+					if way.clients {
+						client = fmt.Sprintf("198.18.%d.%d", n/250%250, 1+n%250)
 					}
-					answer, err := c.give("alice@example.net", "bob@example.org", undotted(n))
-					if err != nil || answer[0] != '2' {
-						b.Fatal(answer, err)
-					}
-					c.say("QUIT")
-					c.Close()
-					took = append(took, time.Since(start))
+					took = append(took, roundOnce(b, way.addr, client, n))
 				}
 				slices.Sort(took)
 				b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
@@ -99,4 +102,20 @@ func BenchmarkInline(b *testing.B) {
 		s.stop()
 		primary.Stop()
 	}
+}
+
+// roundOnce gives one message over a connection of its own and tells how long that took.
+func roundOnce(b *testing.B, addr, client string, n int) time.Duration {
+	b.Helper()
+	start := time.Now()
+	c, err := call(addr, client)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if answer, err := c.give("alice@example.net", "bob@example.org", undotted(n)); err != nil || answer[0] != '2' {
+		b.Fatal(answer, err)
+	}
+	c.say("QUIT")
+	return time.Since(start)
 }
