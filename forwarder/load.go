@@ -15,6 +15,8 @@ import (
 const (
 	inMemory = 256 << 10 // octets of content; what is larger is read while it is sent
 	readers  = 4         // contents read at the same time for one route
+
+	judgedTogether = 5 * time.Millisecond // jobs that were judged again within so long go on the shelf together
 )
 
 // load claims mail for the route and puts it on the shelf, destinations by turns, until the route ends.
@@ -129,29 +131,47 @@ func (r *route) stock(ctx context.Context, judging *sync.WaitGroup, leases []mta
 	r.judging += len(doubtful)
 	r.mu.Unlock()
 	r.shelve(ready)
-	for _, j := range doubtful {
-		judging.Go(func() { r.judge(ctx, j) })
+	for k := range min(judges, len(doubtful)) {
+		judging.Go(func() { r.judge(ctx, doubtful, k) })
 	}
 }
 
-// judge has one job judged again and puts it where it belongs then.
-func (r *route) judge(ctx context.Context, j *job) {
+// judge has every so many-th job from the k-th on judged again, one after the other, and puts each where it belongs then:
+// those that are judged in no time together, so that the sessions are not woken for each.
+func (r *route) judge(ctx context.Context, jobs []*job, k int) {
+	var ready []*job
+	done, since := 0, time.Now()
+	put := func() {
+		r.shelve(ready)
+		r.mu.Lock()
+		r.judging -= done
+		r.mu.Unlock()
+		r.cond.Signal()
+		r.signal()
+		ready, done, since = nil, 0, time.Now()
+	}
+	for i := k; i < len(jobs); i += judges {
+		if r.doomed(ctx, jobs[i]) {
+			r.hold(jobs[i])
+		} else {
+			ready = append(ready, jobs[i])
+		}
+		if done++; time.Since(since) > judgedTogether {
+			put()
+		}
+	}
+	put()
+}
+
+// doomed has a job judged again when it is its turn, and reports whether it is to be held. A route that has closed asks
+// nobody any more.
+func (r *route) doomed(ctx context.Context, j *job) bool {
 	r.judges <- struct{}{}
+	defer func() { <-r.judges }()
 	r.mu.Lock()
 	open := r.open
 	r.mu.Unlock()
-	held := open && r.reconsider(ctx, j)
-	<-r.judges
-	if held {
-		r.hold(j)
-	} else {
-		r.shelve([]*job{j})
-	}
-	r.mu.Lock()
-	r.judging--
-	r.mu.Unlock()
-	r.cond.Signal()
-	r.signal()
+	return open && r.reconsider(ctx, j)
 }
 
 // shelve puts jobs on the shelf, or gives them back if the route has closed meanwhile.
