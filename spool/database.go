@@ -247,9 +247,9 @@ func (d *database) poisoned() error {
 	return nil
 }
 
-// low reports that there is room for less than half as much as at the beginning.
+// low reports that it is time to make the next generation.
 func (d *database) low() bool {
-	return d.used.Load() > d.limit/2 || d.fresh && d.log.end.Load() > d.log.limit/2
+	return d.used.Load() > d.limit/4 || d.fresh && d.log.end.Load() > d.log.limit/4
 }
 
 // write makes entries durable, together with what others write now. errFull and errPoisoned mean that nothing was

@@ -62,7 +62,10 @@ func createJournal(dir string, limit int64, key []byte) (*journal, error) {
 		err = nil
 	}
 	if err == nil {
-		_, err = f.Write(head)
+		err = writeZeros(f, limit)
+	}
+	if err == nil {
+		_, err = f.WriteAt(head, 0)
 	}
 	if err == nil {
 		err = f.Sync()
@@ -78,6 +81,21 @@ func createJournal(dir string, limit int64, key []byte) (*journal, error) {
 		return nil, fmt.Errorf("take room for %s: %w", f.Name(), err)
 	}
 	return j, nil
+}
+
+// writeZeros writes to all of a file: a sync of what was never written to has to note that it is now, which takes as long
+// again as the sync itself. It is done in steps, so that mail that is being stored does not wait behind all of it.
+func writeZeros(f *os.File, size int64) error {
+	zeros := make([]byte, 1<<20)
+	for at := int64(0); at < size; at += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros[:min(size-at, int64(len(zeros)))], at); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openJournal opens a journal for reading; nil if there is none.
