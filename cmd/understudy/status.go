@@ -66,6 +66,16 @@ func (a *app) printStatus(st admin.Status) error {
 	if err := a.table(rows); err != nil {
 		return err
 	}
+	if len(st.Helpers) > 0 {
+		fmt.Fprintln(a.out)
+		rows = [][]any{{"ASKED", "KIND", "STATE", "FOR", "REMARKS"}}
+		for _, h := range st.Helpers {
+			rows = append(rows, []any{h.Name, h.Kind, h.State, ago(h.Since), h.Why})
+		}
+		if err := a.table(rows); err != nil {
+			return err
+		}
+	}
 	fmt.Fprintln(a.out)
 	rows = [][]any{{"DOMAIN", "WAITING", "HELD", "SIZE", "OLDEST"}}
 	for _, d := range st.Domains {

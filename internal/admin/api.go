@@ -20,6 +20,16 @@ type Status struct {
 	Domains   []DomainStatus  `json:"domains"`
 	Overrides []Override      `json:"overrides,omitempty"` // what operators ordered
 	Alarms    []mta.Event     `json:"alarms,omitempty"`    // that are on
+	Helpers   []HelperStatus  `json:"helpers,omitempty"`   // DNS lists and filters
+}
+
+// HelperStatus is how a DNS list or a content filter does that our policy asks.
+type HelperStatus struct {
+	Kind  string    `json:"kind"` // dns_list, rspamd, milter, spamd or clamd
+	Name  string    `json:"name"`
+	State string    `json:"state"`
+	Since time.Time `json:"since,omitzero"`
+	Why   string    `json:"why,omitempty"` // what is wrong with it
 }
 
 // PrimaryStatus is what we believe of one primary, and why.

@@ -41,6 +41,9 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 		Domains:   domainStatuses(s.deps.Domains(), stats),
 		Overrides: s.deps.Health.Overrides(), Alarms: s.deps.Alarms(),
 	}
+	if s.deps.Helpers != nil {
+		st.Helpers = s.deps.Helpers()
+	}
 	if err := s.deps.Spool.Ready(r.Context()); err != nil {
 		st.Ready, st.Reason = false, err.Error()
 	}

@@ -82,7 +82,8 @@ type Deps struct {
 	Recipients        Recipients
 	Parity            Parity // nil: nothing is compared
 	Reload            func(ctx context.Context) (Reloaded, error)
-	Alarms            func() []mta.Event // that are on now
+	Alarms            func() []mta.Event    // that are on now
+	Helpers           func() []HelperStatus // nil: there are none
 	Gatherer          prometheus.Gatherer
 	Log               *slog.Logger
 }

@@ -147,7 +147,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	}
 	d.admin = admin.New(cfg.Admin, admin.Deps{
 		Hostname: cfg.Hostname, Version: d.opts.Version, Domains: d.domains, Spool: d.store, Store: d.store, Health: d.prober,
-		Forwarder: d.fwd, Recipients: d.policy, Parity: d.parity, Reload: d.Reload, Alarms: d.alerts.Active, Gatherer: reg, Log: log,
+		Forwarder: d.fwd, Recipients: d.policy, Parity: d.parity, Reload: d.Reload, Alarms: d.alerts.Active, Helpers: d.helpers, Gatherer: reg, Log: log,
 	})
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"understudy/forwarder"
 	"understudy/healthprobe"
 	"understudy/inbound"
+	"understudy/internal/admin"
 	"understudy/internal/config"
 	"understudy/internal/dnsx"
 	"understudy/internal/mta"
@@ -95,6 +96,22 @@ func (d *Daemon) ended(e forwarder.Ended) {
 	case e.Step == smtpc.StepRCPT && e.Reply.Permanent() && e.Outcome != mta.Deferred:
 		d.policy.Learn(e.Rcpt.Addr, e.Reply, policy.ByRcpt)
 	}
+}
+
+// helpers tells how the DNS lists and the filters do.
+func (d *Daemon) helpers() []admin.HelperStatus {
+	var list []admin.HelperStatus
+	for _, l := range d.policy.Lists() {
+		list = append(list, admin.HelperStatus{Kind: "dns_list", Name: l.List, State: fmt.Sprint(l.State), Since: l.Since, Why: l.Why})
+	}
+	for _, f := range d.policy.Filters().Status() {
+		h := admin.HelperStatus{Kind: f.Kind, Name: f.Name, State: string(f.State), Since: f.Since}
+		if f.Failures > 0 {
+			h.Why = f.LastError
+		}
+		list = append(list, h)
+	}
+	return list
 }
 
 // counting is what the counts of parity need of its configuration.
