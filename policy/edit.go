@@ -2,8 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"io"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -65,46 +63,4 @@ func plainName(s string) string {
 		return '?'
 	}, s)
 	return s[:min(len(s), 100)]
-}
-
-// lessFields is the content without some spans, as filters are to see it: a forged mark must not sway them.
-func lessFields(c mta.Content, drop []mta.Span) mta.Content {
-	if len(drop) == 0 {
-		return c
-	}
-	e := mta.Edit{Drop: drop}
-	return mta.Content{Size: c.Size - e.Dropped(), Open: func() (io.ReadCloser, error) {
-		r, err := c.Open()
-		if err != nil {
-			return nil, err
-		}
-		return &lessReader{ReadCloser: r, drop: slices.Clone(drop)}, nil
-	}}
-}
-
-// lessReader leaves spans out of what it reads.
-type lessReader struct {
-	io.ReadCloser
-	at   int64
-	drop []mta.Span // those that are not passed yet
-}
-
-func (r *lessReader) Read(b []byte) (int, error) {
-	if len(b) == 0 {
-		return 0, nil
-	}
-	for len(r.drop) > 0 && r.at >= r.drop[0].Start {
-		n, err := io.CopyN(io.Discard, r.ReadCloser, r.drop[0].End-r.at)
-		r.at += n
-		if err != nil {
-			return 0, err
-		}
-		r.drop = r.drop[1:]
-	}
-	if len(r.drop) > 0 && int64(len(b)) > r.drop[0].Start-r.at {
-		b = b[:r.drop[0].Start-r.at]
-	}
-	n, err := r.ReadCloser.Read(b)
-	r.at += int64(n)
-	return n, err
 }

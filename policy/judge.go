@@ -233,7 +233,7 @@ func (p *Policy) Content(ctx context.Context, env *mta.Envelope, c mta.Content) 
 	if err != nil {
 		return mta.Verdict{}, mta.Edit{}, err
 	}
-	v, err := p.weighAll(ctx, j, env, lessFields(c, drop))
+	v, err := p.weighAll(ctx, j, env, mta.Edit{Drop: drop}.Apply("", c)) // a forged mark must not sway filters
 	if err != nil {
 		return mta.Verdict{}, mta.Edit{}, err
 	}
@@ -258,7 +258,7 @@ func (p *Policy) opinion(ctx context.Context, env *mta.Envelope, c mta.Content) 
 	if err != nil {
 		return mta.Verdict{}, err
 	}
-	return p.weighAll(ctx, j, env, lessFields(c, drop))
+	return p.weighAll(ctx, j, env, mta.Edit{Drop: drop}.Apply("", c)) // a forged mark must not sway filters
 }
 
 // weighAll judges a whole message. What Sender found is in env, or is found now. The filters are asked last, and only if

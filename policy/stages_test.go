@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -391,32 +389,6 @@ func FuzzMark(f *testing.F) {
 		})
 		if err != nil || fields != 1 || h.Octets != int64(len(field)) {
 			t.Errorf("%d fields in %q (%v)", fields, field, err)
-		}
-	})
-}
-
-// What is left out is left out, and nothing else, however it is read.
-func FuzzLessFields(f *testing.F) {
-	f.Add([]byte("abcdefghij"), uint8(2), uint8(3), uint8(4), uint8(2))
-	f.Add([]byte("abc"), uint8(0), uint8(3), uint8(0), uint8(0))
-	f.Fuzz(func(t *testing.T, b []byte, gap1, len1, gap2, len2 uint8) {
-		n := int64(len(b))
-		a := mta.Span{Start: min(int64(gap1), n)}
-		a.End = min(a.Start+int64(len1), n)
-		c := mta.Span{Start: min(a.End+int64(gap2), n)}
-		c.End = min(c.Start+int64(len2), n)
-		all := mta.Content{Size: n, Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }}
-		less := lessFields(all, []mta.Span{a, c})
-		want := slices.Concat(b[:a.Start], b[a.End:c.Start], b[c.End:])
-		for _, slow := range []func(io.Reader) io.Reader{func(r io.Reader) io.Reader { return r }, iotest.OneByteReader, iotest.HalfReader} {
-			r, err := less.Open()
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := io.ReadAll(slow(r))
-			if err != nil || !bytes.Equal(got, want) || less.Size != int64(len(want)) {
-				t.Errorf("%q without %v and %v is %q (%v)", b, a, c, got, err)
-			}
 		}
 	})
 }
