@@ -35,7 +35,7 @@ type judged struct {
 
 // wants reports whether a delivery is to be judged before it is sent.
 func (h *hindsight) wants(l *mta.Lease, now time.Time) bool {
-	if h.judge == nil || h.after == nil || l.Released {
+	if h.judge == nil || h.after == nil || l.Released || !l.Envelope.Peer.Addr.IsValid() { // the last is a report of our own
 		return false
 	}
 	if v := l.Envelope.Verdict; v != nil && v.Action == mta.Quarantine { // it was held from the beginning: an operator gave it free
