@@ -16,6 +16,9 @@ const maxDomain = 255
 // no trailing dot. Both forms of an internationalised name give the same.
 func Domain(s string) (string, error) {
 	s = strings.TrimSuffix(s, ".")
+	if isDomain(s) {
+		return s, nil
+	}
 	if s == "" {
 		return "", fmt.Errorf("domain is empty")
 	}
@@ -42,6 +45,28 @@ func Domain(s string) (string, error) {
 		}
 	}
 	return s, nil
+}
+
+// isDomain reports a name that is in this form already, as nearly all are. Whether an A-label is one, it leaves to others.
+func isDomain(s string) bool {
+	if len(s) > maxDomain {
+		return false
+	}
+	label := 0 // octets of the label at hand
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '_':
+		case c == '-' && label > 0 && s[i-1] != '-':
+		case c == '.' && label > 0 && s[i-1] != '-':
+			label = -1
+		default:
+			return false
+		}
+		if label++; label > 63 {
+			return false
+		}
+	}
+	return label > 0 && s[len(s)-1] != '-'
 }
 
 // checkLabel wants letters, digits and hyphens, and forgives underscores: such hosts send real mail.

@@ -29,11 +29,14 @@ func TestDomainsHaveOneForm(t *testing.T) {
 
 // A domain in its one form is printable, short enough for every protocol, and keeps that form.
 func FuzzDomain(f *testing.F) {
-	for _, s := range []string{"example.org", "bücher.example", "XN--bcher-KVA.Example.", "a..b", "例え。テスト", "_x.y", "ß.example", "\u00ad.a"} {
+	for _, s := range []string{"example.org", "bücher.example", "XN--bcher-KVA.Example.", "a..b", "例え。テスト", "_x.y", "ß.example", "\u00ad.a", "a-b.c-1", "a--b.c", "-a", "a-.b", "a.-b", strings.Repeat("a", 64)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		d, err := Domain(s)
+		if capitals, e := Domain(strings.ToUpper(s)); isDomain(s) && (err != nil || e != nil || capitals != d) { // they take the long way
+			t.Errorf("%q is a domain, but not in capitals: %q (%v, %v)", s, capitals, err, e)
+		}
 		if err != nil {
 			if d != "" {
 				t.Errorf("%q comes with an error", d)
