@@ -43,6 +43,7 @@ type ramp struct {
 	last     time.Time     // the last moment's begin
 	span     time.Duration // of the last measure
 	usual    float64       // acknowledgements a second with this limit; 0: not known
+	low      bool          // the last measure was far below that
 	best     float64       // in this run of trials
 	trial    int           // the limit before the trial that runs; 0: none runs
 	up       bool          // the next trial is one of more sessions
@@ -80,7 +81,7 @@ func (r *ramp) trouble(now time.Time) {
 	}
 	r.limit = max(1, r.limit/2)
 	r.threshold, r.taken, r.cut = r.limit, 0, now
-	r.usual, r.began = 0, time.Time{}
+	r.usual, r.low, r.began = 0, false, time.Time{}
 }
 
 // starved is told that sessions wait for mail, or may not send as fast as they could: what is acknowledged then says
@@ -120,7 +121,12 @@ func (r *ramp) measured(rate, doubt float64) {
 		r.judge(rate, doubt)
 		return
 	}
-	fell := r.usual > 0 && rate < fallen*r.usual
+	low := r.usual > 0 && rate < fallen*r.usual
+	fell := low && r.low
+	r.low = low && !fell
+	if r.low { // once, it may have been a few large messages
+		return
+	}
 	if r.usual == 0 || fell {
 		r.usual = rate
 	}
@@ -158,7 +164,7 @@ func (r *ramp) try(parts int) {
 }
 
 // set changes the limit and lets the sessions settle.
-func (r *ramp) set(to int) { r.limit, r.ceiling, r.began = to, to, time.Time{} }
+func (r *ramp) set(to int) { r.limit, r.ceiling, r.low, r.began = to, to, false, time.Time{} }
 
 // judge ends a trial. A success is followed by the next in the same direction, in a larger step where it was a clear one,
 // and against the best rate so far, so that many small losses do not add up.

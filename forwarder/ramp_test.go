@@ -153,6 +153,23 @@ func TestWhatIsShortOfMailIsNotMeasured(t *testing.T) {
 	}
 }
 
+func TestOneSlowMeasureIsNoFall(t *testing.T) {
+	r := newRamp(20)
+	r.set(20)
+	r.patience = patienceMax // no trial but for a fall
+	for _, rate := range []float64{200, 200, 60, 200} {
+		r.measured(rate, noise)
+	}
+	if r.trial != 0 || r.limit != 20 {
+		t.Errorf("%d sessions after one slow measure", r.limit)
+	}
+	r.measured(60, noise)
+	r.measured(60, noise)
+	if r.limit != 10 {
+		t.Errorf("%d sessions after two in a row, want 10", r.limit)
+	}
+}
+
 func TestASingleSessionIsNeverGivenUp(t *testing.T) {
 	r, now, rnd := newRamp(1), time.Unix(0, 0), rand.New(rand.NewPCG(1, 1))
 	drive(&r, &now, 10*time.Minute, rnd, func(n int) float64 { return math.Max(1, float64(n)) })
