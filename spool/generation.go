@@ -19,6 +19,7 @@ const generationVersion = 2
 const (
 	generationFile = "generation.json" // what it is; written before anything else
 	cleanFile      = "clean.json"      // with no log beside it: the database was closed well
+	redoneFile     = "redone"          // the database was made anew from the journal, and has been told more since
 )
 
 // generationInfo is generation.json.

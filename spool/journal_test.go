@@ -88,6 +88,41 @@ func TestTheJournalAloneIsEnough(t *testing.T) {
 	}
 }
 
+func TestWhatHappensAfterTheJournalWasReadIsKept(t *testing.T) {
+	cfg := testConfig(t)
+	journal, _, ids := journaled(t, cfg, 4)
+	dir, away := filepath.Dir(journal), filepath.Join(t.TempDir(), "away")
+	if err := errors.Join(os.Rename(dir, away), os.Mkdir(filepath.Join(cfg.Dir, generationName(9)+goneSuffix), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s := openTest(t, cfg, slow())
+	if err := os.Rename(away, dir); err != nil {
+		t.Fatal(err)
+	}
+	g, err := s.identify(dir, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.gens[1], s.found = g, &findings{files: make(map[string]struct{})}
+	if err := s.replay(g); err != nil {
+		t.Fatal(err)
+	}
+	// It was not closed, and a settlement follows.
+	if err := s.writeTo(g, []entry{{key: messageKey(3)}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	crash(s)
+	s = openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	wantBody(t, s, ids[1], 3000)
+	wantBody(t, s, ids[3], 3000)
+	for _, id := range []mta.ID{ids[0], ids[2]} {
+		if _, err := s.Get(t.Context(), id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("what was settled is back: %v", err)
+		}
+	}
+}
+
 func TestADamagedCommitOfTheJournalIsToldAndTheOthersAreThere(t *testing.T) {
 	cfg := testConfig(t)
 	journal, log, ids := journaled(t, cfg, 6)

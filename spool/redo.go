@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -17,6 +18,9 @@ import (
 func isFresh(g *generation, orphans []string) bool {
 	tables, err := filepath.Glob(filepath.Join(g.dir, "*.sst"))
 	if err != nil || len(tables) > len(orphans) {
+		return false
+	}
+	if _, err := os.Stat(filepath.Join(g.dir, redoneFile)); !errors.Is(err, os.ErrNotExist) {
 		return false
 	}
 	_, err = os.Stat(filepath.Join(g.dir, journalFile))
@@ -95,6 +99,9 @@ func (s *Store) redo(g *generation, d *database, aside string, logs []logReport)
 	})
 	if err == nil {
 		err = flush()
+	}
+	if err == nil { // from now on the log has what the journal lacks
+		err = writeFile(filepath.Join(g.dir, redoneFile), nil)
 	}
 	if err != nil {
 		return true, fmt.Errorf("redo %s: %w", g.dir, err)
