@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
-.PHONY: help build run demo test race e2e peers lint fmt fuzz bench bench-accept bench-drain bench-spool bench-recovery cover clean
+.PHONY: help build run demo test race e2e peers lint fmt fuzz bench bench-accept bench-drain bench-spool bench-recovery bench-inline bench-judging cover clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +59,12 @@ bench-spool: ## the spool beside its two floors: appending with group fdatasync,
 
 bench-recovery: ## from the primary's return to the first delivery, 200 outages, unprompted and hinted
 	$(GO) test -run "^$$" -bench Recovery ./healthprobe
+
+bench-inline: ## a message's latency directly and through us, at 0 and 20 ms (needs postfix)
+	UNDERSTUDY_PEERS=1 $(GO) test -run "^$$" -bench Inline -benchtime 500x ./cmd/understudy
+
+bench-judging: ## what judging a message costs, without and with rspamd (needs rspamd)
+	UNDERSTUDY_PEERS=1 $(GO) test -run "^$$" -bench Judg -benchmem ./policy
 
 bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
