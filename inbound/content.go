@@ -179,7 +179,7 @@ func (w *wire) endContent() {
 		w.mute = true
 	}
 	if c.begun {
-		w.feed = append(w.feed[:0], ".\r\n"...)
+		w.pass(".")
 	}
 }
 

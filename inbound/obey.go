@@ -89,11 +89,12 @@ func growStack(at int) byte {
 
 // pass hands a command to go-smtp.
 func (w *wire) pass(parts ...string) {
-	w.feed = w.feed[:0]
+	w.line = w.line[:0]
 	for _, p := range parts {
-		w.feed = append(w.feed, p...)
+		w.line = append(w.line, p...)
 	}
-	w.feed = append(w.feed, crlf...)
+	w.line = append(w.line, crlf...)
+	w.feed = w.line
 }
 
 // bare refuses an argument where there must be none.

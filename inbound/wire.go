@@ -59,7 +59,8 @@ type wire struct {
 	large *[largeBuffer]byte // what in is a part of, if it is large
 	out   []byte             // replies that wait for the end of the group
 	owed  bool               // one of them ends a message, and must not wait for the next one to be stored
-	feed  []byte             // for go-smtp's next Read
+	line  []byte             // the last command for go-smtp
+	feed  []byte             // what go-smtp has still to read of it
 
 	opened  bool // the greeting has begun
 	greeted bool // HELO or EHLO was taken, since STARTTLS if there was one

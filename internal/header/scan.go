@@ -39,18 +39,20 @@ func Read(c mta.Content, visit func(*Field) error) (Header, error) {
 // Scan gives each field in order to visit, whose error ends it and is returned as it is. Otherwise only the reader's
 // error is returned: there is no header that Scan does not read.
 func Scan(r io.Reader, visit func(*Field) error) (Header, error) {
-	in := buffers.Get().(*bufio.Reader)
-	in.Reset(r)
-	s := scanner{in: in, visit: visit}
+	s := scanners.Get().(*scanner)
+	s.in.Reset(r)
+	s.visit = visit
 	err := s.scan()
-	in.Reset(nil)
-	buffers.Put(in)
 	s.h.Octets = s.field.Span.Start
-	return s.h, err
+	h := s.h
+	s.in.Reset(nil)
+	*s = scanner{in: s.in, raw: s.raw[:0]}
+	scanners.Put(s)
+	return h, err
 }
 
-// buffers are used again: one costs more to make than most headers to read.
-var buffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 16<<10) }}
+// scanners are used again: the buffers of one cost more to make than most headers to read.
+var scanners = sync.Pool{New: func() any { return &scanner{in: bufio.NewReaderSize(nil, 16<<10)} }}
 
 // scanner is one scan under way.
 type scanner struct {
