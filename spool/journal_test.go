@@ -103,7 +103,11 @@ func TestWhatHappensAfterTheJournalWasReadIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.gens[1], s.found = g, &findings{files: make(map[string]struct{})}
+	g.live.Add(1) // the keeper, which runs already, is not to take it for drained
+	s.mu.Lock()
+	s.gens[1] = g
+	s.mu.Unlock()
+	s.found = &findings{files: make(map[string]struct{})}
 	if err := s.replay(g); err != nil {
 		t.Fatal(err)
 	}
