@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -172,6 +173,12 @@ func testBypass(t *testing.T, judging string, refuses bool) {
 		}
 		if !m.refused {
 			clean++
+		}
+	}
+	for _, m := range corpus() { // each through us
+		seen := fmt.Sprintf(`id: <%s.inline@example.net>,.* ip: %s,`, regexp.QuoteMeta(strings.ReplaceAll(m.name, " ", ".")), regexp.QuoteMeta(m.client))
+		if !regexp.MustCompile(seen).MatchString(rspamd.Log()) {
+			t.Errorf("%s: rspamd never saw the true client %s:\n%s", m.name, m.client, tail(rspamd.Log(), 2000))
 		}
 	}
 	primary.Stop()
