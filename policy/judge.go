@@ -451,7 +451,11 @@ const (
 // judged tells of a decision.
 func (p *Policy) judged(ctx context.Context, step string, env *mta.Envelope, domain string, v mta.Verdict) {
 	p.metrics.judged[step][v.Action].Inc()
-	if !p.log.Enabled(ctx, slog.LevelInfo) {
+	level := slog.LevelInfo
+	if len(v.Findings) == 0 {
+		level = slog.LevelDebug // inbound says that it was taken, and there is no more to say
+	}
+	if !p.log.Enabled(ctx, level) {
 		return
 	}
 	names := make([]string, len(v.Findings))
@@ -462,7 +466,7 @@ func (p *Policy) judged(ctx context.Context, step string, env *mta.Envelope, dom
 			details = append(details, f.Name+": "+f.Detail)
 		}
 	}
-	p.log.LogAttrs(ctx, slog.LevelInfo, "judged", slog.String("step", step), slog.String("id", env.ID.String()),
+	p.log.LogAttrs(ctx, level, "judged", slog.String("step", step), slog.String("id", env.ID.String()),
 		slog.Any("peer", env.Peer.Addr), slog.String("from", env.From.String()), slog.String("domain", domain),
 		slog.String("action", v.Action.String()), slog.Float64("score", v.Score), slog.Any("findings", names), slog.Any("details", details))
 }
