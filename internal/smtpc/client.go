@@ -176,7 +176,29 @@ func proxyHeader(p *mta.Peer, to netip.AddrPort) []byte {
 // private or link-local address could be one that the primary trusts, and we would make it an open relay.
 func Conveyable(a netip.Addr) bool {
 	a = a.Unmap()
-	return a.IsGlobalUnicast() && !a.IsPrivate() && !sharedSpace.Contains(a)
+	if !a.IsGlobalUnicast() || a.IsPrivate() || slices.ContainsFunc(confined, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		return false
+	}
+	switch b := a.As16(); { // in these is an IPv4 address, which must be one, too
+	case nat64.Contains(a):
+		return Conveyable(netip.AddrFrom4([4]byte(b[12:16])))
+	case sixToFour.Contains(a):
+		return Conveyable(netip.AddrFrom4([4]byte(b[2:6])))
+	}
+	return true
 }
 
-var sharedSpace = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
+var (
+	nat64     = netip.MustParsePrefix("64:ff9b::/96") // RFC 6052
+	sixToFour = netip.MustParsePrefix("2002::/16")    // RFC 3056
+
+	// confined are addresses of a network that is not the Internet, besides those that netip knows.
+	confined = []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"),      // RFC 791
+		netip.MustParsePrefix("100.64.0.0/10"),  // shared by customers, RFC 6598
+		netip.MustParsePrefix("240.0.0.0/4"),    // reserved, RFC 1112
+		netip.MustParsePrefix("::/96"),          // IPv4-compatible, RFC 4291
+		netip.MustParsePrefix("64:ff9b:1::/48"), // a NAT64 of one's own, RFC 8215
+		netip.MustParsePrefix("fec0::/10"),      // site-local, RFC 3879
+	}
+)

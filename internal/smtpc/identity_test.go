@@ -184,7 +184,9 @@ func TestALongXCLIENTIsSplitAndTheAddressComesLast(t *testing.T) {
 func TestOnlyAddressesOfTheInternetAreConveyed(t *testing.T) {
 	for a, want := range map[string]bool{"192.0.2.1": true, "2001:db8::1": true, "127.0.0.1": false, "::1": false, "10.1.2.3": false, "172.16.0.1": false,
 		"192.168.1.1": false, "169.254.1.1": false, "fe80::1": false, "fd00::1": false, "100.64.1.1": false, "0.0.0.0": false, "224.0.0.1": false,
-		"::ffff:127.0.0.1": false, "::ffff:10.0.0.1": false, "255.255.255.255": false, "::": false} {
+		"::ffff:127.0.0.1": false, "::ffff:10.0.0.1": false, "255.255.255.255": false, "::": false,
+		"0.1.2.3": false, "240.0.0.1": false, "fec0::1": false, "64:ff9b:1::1": false, "::10.0.0.1": false,
+		"64:ff9b::10.0.0.1": false, "64:ff9b::192.0.2.1": true, "2002:a00:1::1": false, "2002:c000:201::1": true} {
 		if got := smtpc.Conveyable(netip.MustParseAddr(a)); got != want {
 			t.Errorf("%s: %v", a, got)
 		}
