@@ -23,6 +23,8 @@ type Resolver interface {
 	LookupPTR(ctx context.Context, addr netip.Addr) ([]string, error)
 	LookupTXT(ctx context.Context, name string) ([]string, error)
 	LookupList(ctx context.Context, name string) ([]netip.Addr, error)
+	// Silent reports that for some time nobody could be asked anything: the trouble is ours, and no domain's.
+	Silent() bool
 }
 
 // isPublic reports an address of which the Internet could say something. Behind others may be a proxy or a translator of

@@ -38,7 +38,13 @@ func senderDomain(ctx context.Context, dns Resolver, from mta.Path) []mta.Findin
 	if name == "" {
 		return nil
 	}
-	return []mta.Finding{find(name, domain)}
+	f := find(name, domain)
+	if name == "sender:unresolved" && dns.Silent() {
+		// Nobody's domain is known now. To defer all mail until our resolver is back would help nobody whom it was to keep out:
+		// the primary judges once more.
+		f.Action, f.Detail = mta.Mark, domain+": no resolver answers"
+	}
+	return []mta.Finding{f}
 }
 
 // withoutMX judges a domain that only its address can speak for (RFC 5321, 5.1).

@@ -312,6 +312,7 @@ func (r *Resolver) askAll(ctx context.Context, q question) (a answer, more strin
 			}
 			if err == nil {
 				r.servers.mark(s, true, time.Now())
+				r.servers.settled(q.name, true, time.Now())
 				return a, more, nil
 			}
 			last = trouble(q, s.String(), err)
@@ -321,5 +322,10 @@ func (r *Resolver) askAll(ctx context.Context, q question) (a answer, more strin
 			r.servers.mark(s, m != nil, time.Now()) // SERVFAIL is the domain's trouble, not the resolver's
 		}
 	}
+	r.servers.settled(q.name, false, time.Now())
 	return answer{}, "", last
 }
+
+// Silent reports that for a minute or longer no question was settled, of several names: then it is not the domain that
+// is asked about whose DNS is in trouble, but ours.
+func (r *Resolver) Silent() bool { return r.servers.silent(time.Now()) }

@@ -13,6 +13,9 @@ import (
 const (
 	recheck = 5 * time.Second  // how often /etc/resolv.conf is looked at
 	penalty = 30 * time.Second // how long a resolver that gave no answer is asked last
+	silence = time.Minute      // how long no question must have been settled until all resolvers are silent …
+
+	silentNames = 5 // … about so many names
 )
 
 // servers is the list of resolvers, those that answer first.
@@ -24,10 +27,13 @@ type servers struct {
 	checked time.Time
 	changed time.Time // mtime of file when it was read
 	bad     map[netip.AddrPort]time.Time
+	// unsettled are names whose questions nobody settled since the last one that somebody did, and when each was asked
+	// for first; not more than are needed.
+	unsettled map[string]time.Time
 }
 
 func newServers(configured []string) (*servers, error) {
-	s := &servers{file: "/etc/resolv.conf", bad: make(map[netip.AddrPort]time.Time)}
+	s := &servers{file: "/etc/resolv.conf", bad: make(map[netip.AddrPort]time.Time), unsettled: make(map[string]time.Time)}
 	for _, c := range configured {
 		a, err := parseServer(c)
 		if err != nil {
@@ -97,4 +103,32 @@ func (s *servers) mark(a netip.AddrPort, ok bool, now time.Time) {
 		return
 	}
 	s.bad[a] = now.Add(penalty)
+}
+
+// settled remembers whether a question had an answer from anybody.
+func (s *servers) settled(name string, ok bool, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ok {
+		clear(s.unsettled)
+		return
+	}
+	if _, known := s.unsettled[name]; !known && len(s.unsettled) < silentNames {
+		s.unsettled[name] = now
+	}
+}
+
+// silent tells whether nothing was settled for so long, and that of more names than one domain's trouble concerns.
+func (s *servers) silent(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.unsettled) < silentNames {
+		return false
+	}
+	for _, first := range s.unsettled {
+		if now.Sub(first) >= silence {
+			return true
+		}
+	}
+	return false
 }
