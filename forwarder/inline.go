@@ -334,7 +334,7 @@ func (i *Inline) Send(ctx context.Context, c mta.Content) (mta.Reply, error) {
 		i.p.all.took(i.l.primary, time.Now())
 	}
 	i.p.f.m.inline.seconds.WithLabelValues("content").Observe(time.Since(began).Seconds())
-	i.log(slog.LevelInfo, "inline answered", slog.Int64("size", c.Size), slog.Int("code", reply.Code), slog.String("reply", reply.String()),
+	i.log(slog.LevelDebug, "inline answered", slog.Int64("size", c.Size), slog.Int("code", reply.Code), slog.String("reply", reply.String()),
 		slog.Bool("identified", i.l.conn.Identified()), slog.Duration("took", time.Since(i.began)))
 	i.over = errors.New("forwarder: inline transaction is over")
 	switch reply.Code / 100 {
@@ -362,6 +362,9 @@ func (i *Inline) doubt(ctx context.Context, err error) error {
 
 // log tells of this transaction.
 func (i *Inline) log(level slog.Level, event string, more ...slog.Attr) {
+	if !i.p.f.log.Enabled(context.Background(), level) {
+		return
+	}
 	attrs := []slog.Attr{slog.String("id", i.env.ID.String()), slog.String("domain", i.dest), slog.String("from", i.env.From.String()), slog.String("peer", i.env.Peer.Addr.String())}
 	if i.l != nil {
 		attrs = append(attrs, slog.String("primary", i.l.primary))
