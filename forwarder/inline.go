@@ -71,7 +71,6 @@ func (f *Forwarder) Inline(ctx context.Context, env *mta.Envelope, dest string) 
 		i.end(outcomeOf(err))
 		return nil, err
 	}
-	p.fill(&i.cfg)
 	return i, nil
 }
 
@@ -395,6 +394,7 @@ func (i *Inline) end(outcome string) {
 		i.giveBack()
 	}
 	p.leave(&i.cfg.Inline)
+	p.fill(&i.cfg) // not before: a new session takes time that the sender would wait
 	p.all.end()
 }
 

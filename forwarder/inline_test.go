@@ -784,6 +784,22 @@ func told(xclient string) string {
 	return addr
 }
 
+func TestManyClientsLeaveRoomForSessionsThatAnybodyCanUse(t *testing.T) {
+	set := func(p *piped, w *world) {
+		p.XCLIENT = true
+		w.cfg.Inline.Sessions, w.cfg.Inline.Warm = 8, 2
+	}
+	inBubble(t, set, func(w *world, p *piped) {
+		for n := range 40 {
+			w.relay(w.envelope(fmt.Sprintf("192.0.2.%d", n+1)), letter("x\r\n"), "bob@example.org")
+			synctest.Wait()
+			if s := w.f.Pools()[0]; s.Warm < 2 || s.Own > 2 || p.Live() > 8 {
+				t.Fatalf("after %d clients: %+v, %d sessions", n+1, s, p.Live())
+			}
+		}
+	})
+}
+
 func TestAClientsSessionServesItsNextMessage(t *testing.T) {
 	inBubble(t, func(p *piped, _ *world) { p.XCLIENT = true }, func(w *world, p *piped) {
 		for range 3 {

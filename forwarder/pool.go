@@ -245,11 +245,19 @@ func (p *pool) rest(l *line, c *Config) {
 	ctx, wake := context.WithCancel(context.Background())
 	l.wake, l.woken, l.since = wake, make(chan struct{}), time.Now()
 	p.mu.Lock()
-	full := l.used >= min(c.SessionMessages, l.host.most()) || p.taken+len(p.idle) > c.Inline.Sessions
+	full := l.used >= min(c.SessionMessages, l.host.most())
+	var instead *line
+	if !full {
+		instead = p.yield(l, c)
+		full = p.taken+len(p.idle) > c.Inline.Sessions
+	}
 	if !full {
 		p.idle = append(p.idle, l)
 	}
 	p.mu.Unlock()
+	if instead != nil && instead.rouse() {
+		p.all.quit(instead)
+	}
 	if !full && p.all.waits(func() { p.listen(ctx, l) }) {
 		return
 	}
@@ -258,6 +266,28 @@ func (p *pool) rest(l *line, c *Config) {
 		wake()
 		p.all.quit(l)
 	}
+}
+
+// yield takes a session off those that wait, to make room for l: the longest waiting of those that only one client can
+// use. Of many clients most do not come back so soon, and theirs must not keep out the sessions that anybody can use.
+// p.mu is held.
+func (p *pool) yield(l *line, c *Config) *line {
+	own, oldest := 0, -1
+	for i, x := range p.idle {
+		if x.key == "" {
+			continue
+		}
+		if own++; oldest < 0 {
+			oldest = i
+		}
+	}
+	crowded := p.taken+len(p.idle) > c.Inline.Sessions || l.key != "" && own >= max(1, c.Inline.Sessions/4)
+	if oldest < 0 || !crowded {
+		return nil
+	}
+	x := p.idle[oldest]
+	p.idle = slices.Delete(p.idle, oldest, oldest+1)
+	return x
 }
 
 // forget takes a session off the list of those that wait, and reports whether it was there.
@@ -329,7 +359,7 @@ func (p *pool) fill(c *Config) {
 			ready++
 		}
 	}
-	n := min(c.Inline.Warm-ready-p.making, c.Inline.Sessions-p.taken-len(p.idle)-p.making)
+	n := min(c.Inline.Warm-ready-p.making, c.Inline.Sessions-p.taken-ready-p.making)
 	p.making += max(n, 0)
 	p.mu.Unlock()
 	for range n {
