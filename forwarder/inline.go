@@ -33,6 +33,7 @@ type Inline struct {
 
 	l        *line
 	tx       *smtpc.Transaction
+	told     bool  // the primary that is tried was, of the client
 	answered bool  // a recipient was: what was said before can't be said again unseen
 	taken    int   // recipients
 	over     error // what every further step gets
@@ -100,6 +101,7 @@ func (i *Inline) find(ctx context.Context, fresh bool) error {
 		list, all := p.candidates(tier, i.key)
 		asked = asked && all
 		for _, to := range list {
+			begun := time.Now()
 			l, err := i.line(ctx, to, fresh)
 			if err == nil {
 				if err = i.use(l); err == nil {
@@ -122,7 +124,8 @@ func (i *Inline) find(ctx context.Context, fresh bool) error {
 			case e.Reply != nil && e.Reply.Code == 421 && aboutClient(e.Reply, p.serving(to.String(), i)):
 				busy = unclosed(e.Reply)
 			default:
-				p.unreachable(to.String(), err)
+				knew := i.told || p.proxies() && i.client != nil && e.Step > smtpc.StepDial
+				p.unreachable(to.String(), err, knew, begun)
 				last = err
 			}
 			p.f.log.LogAttrs(ctx, slog.LevelWarn, "inline session failed", slog.String("primary", to.String()), slog.String("step", e.Step.String()), slog.Any("err", err))
@@ -156,6 +159,7 @@ func (i *Inline) line(ctx context.Context, to mta.Primary, fresh bool) (*line, e
 		}
 		// the primary had enough of it: another
 	}
+	i.told = false
 	l, err := p.dial(ctx, to, i.client, i.key)
 	if err == nil {
 		err = i.identify(ctx, l)
@@ -171,6 +175,7 @@ func (i *Inline) identify(ctx context.Context, l *line) error {
 	if i.client == nil || l.key != "" || len(l.conn.Caps().XCLIENT) == 0 {
 		return nil
 	}
+	i.told = true
 	if err := l.conn.Identify(ctx, i.client); err != nil {
 		l.conn.Close()
 		return err
@@ -256,6 +261,7 @@ func (i *Inline) Rcpt(ctx context.Context, r mta.Recipient) (mta.Reply, error) {
 		i.p.f.raise(mta.Event{Kind: mta.EventNotDelivered, Subject: i.l.primary, Level: mta.Over, Text: i.l.primary + " takes our MAIL again."})
 	}
 	i.answered = true
+	i.p.hears(i.l.primary)
 	if a.Reply.Code/100 == 2 {
 		i.taken++
 	}

@@ -499,6 +499,41 @@ func TestAClientThatThePrimaryTurnsAwayDoesNotGetInUnderOurName(t *testing.T) {
 	}
 }
 
+func TestAPrimaryThatIsSilentToOneClientIsThereForTheOthers(t *testing.T) {
+	for _, others := range []bool{true, false} {
+		inBubble(t, func(p *piped, _ *world) { p.XCLIENT = true }, func(w *world, p *piped) {
+			p.SetScript(func(at testkit.Point) testkit.Action {
+				if at.Step == testkit.AtXCLIENT && strings.Contains(at.Arg, "ADDR=198.51.100.66") {
+					return testkit.StallNow
+				}
+				return testkit.Action{}
+			})
+			slow := make(chan string)
+			go func() { slow <- w.relay(w.envelope("198.51.100.66"), letter("x\r\n"), "bob@example.org") }()
+			time.Sleep(time.Second)
+			want := "begin: away" // nobody knows better than that it answers nobody
+			if others {
+				want = took
+				if got := w.relay(w.envelope("198.51.100.1"), letter("x\r\n"), "bob@example.org"); got != took {
+					t.Error(got)
+				}
+			}
+			if got := <-slow; got != "begin: away" {
+				t.Errorf("the one that it is silent to: %q", got)
+			}
+			if got := w.relay(w.envelope("198.51.100.2"), letter("x\r\n"), "bob@example.org"); got != want {
+				t.Errorf("others were answered meanwhile: %v; got %q, want %q", others, got, want)
+			}
+			if n := w.gates.troubles(p.Primary.Primary().String()); n == 0 {
+				t.Error("the health was not told")
+			}
+			close(p.stopped)
+			p.wg.Wait()
+			p.stopped = make(chan struct{})
+		})
+	}
+}
+
 func TestAWarmSessionThatEndsWhenItIsTakenIsReplacedUnseen(t *testing.T) {
 	for _, action := range []testkit.Action{testkit.Bye("421 4.4.2 timeout"), testkit.ResetNow, testkit.Garbage} {
 		set := func(p *piped, w *world) { p.XCLIENT = true; w.cfg.Inline.Warm = 2 }

@@ -47,17 +47,18 @@ type pool struct {
 	all  *pools
 	name string
 
-	mu     sync.Mutex
-	busy   map[*Inline]string   // transactions, each with its place, and their primaries once they have one
-	queue  []chan struct{}      // of those that wait for a place, the first first
-	taken  int                  // places
-	idle   []*line              // the one that has waited longest first
-	making int                  // sessions that are being made ready
-	last   time.Time            // a transaction began
-	down   map[string]time.Time // primaries that could not be reached, until when they are left alone
-	told   time.Time            // that all places are taken
-	policy smtpc.TLSPolicy
-	read   time.Time // when policy was made
+	mu       sync.Mutex
+	busy     map[*Inline]string   // transactions, each with its place, and their primaries once they have one
+	queue    []chan struct{}      // of those that wait for a place, the first first
+	taken    int                  // places
+	idle     []*line              // the one that has waited longest first
+	making   int                  // sessions that are being made ready
+	last     time.Time            // a transaction began
+	down     map[string]time.Time // primaries that could not be reached, until when they are left alone
+	answered map[string]time.Time // when primaries last answered a recipient
+	told     time.Time            // that all places are taken
+	policy   smtpc.TLSPolicy
+	read     time.Time // when policy was made
 }
 
 // enter takes a place, and waits for one if need be.
@@ -226,13 +227,23 @@ func (p *pool) serving(primary string, but *Inline) bool {
 	return false
 }
 
-// unreachable notes that no session could be opened: the health hears of it.
-func (p *pool) unreachable(primary string, err error) {
+// hears notes that a primary answered a recipient.
+func (p *pool) hears(primary string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answered[primary] = time.Now()
+}
+
+// unreachable notes that no session could be opened since then: the health hears of it. The primary is left alone for a
+// while, unless it knew the client and answered others meanwhile: a client for whom it stalls must not keep it from them.
+func (p *pool) unreachable(primary string, err error, knew bool, since time.Time) {
 	if what := smtpc.TLSFailure(err); what != "" {
 		p.f.host(primary).tlsFailed(what)
 	}
 	p.mu.Lock()
-	p.down[primary] = time.Now().Add(downFor)
+	if !knew || !p.answered[primary].After(since) {
+		p.down[primary] = time.Now().Add(downFor)
+	}
 	p.mu.Unlock()
 	p.f.health.Observe(primary, err)
 }
@@ -390,7 +401,7 @@ func (p *pool) prepare(ctx context.Context, c *Config) {
 			return
 		}
 		if _, hosts := errors.AsType[*smtpc.Error](err); hosts && ctx.Err() == nil {
-			p.unreachable(to.String(), err)
+			p.unreachable(to.String(), err, false, time.Time{})
 		}
 		return
 	}

@@ -73,7 +73,7 @@ func (ps *pools) of(ctx context.Context, dest string) (*pool, error) {
 	defer ps.mu.Unlock()
 	p := ps.byName[name]
 	if p == nil {
-		p = &pool{all: ps, name: to.Name, road: road{f: f, tiers: to.Tiers, dom: dom, domain: dest}, busy: make(map[*Inline]string), down: make(map[string]time.Time)}
+		p = &pool{all: ps, name: to.Name, road: road{f: f, tiers: to.Tiers, dom: dom, domain: dest}, busy: make(map[*Inline]string), down: make(map[string]time.Time), answered: make(map[string]time.Time)}
 		ps.byName[name] = p
 	}
 	p.mu.Lock()
