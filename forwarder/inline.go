@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -156,6 +157,9 @@ func (i *Inline) line(ctx context.Context, to mta.Primary, fresh bool) (*line, e
 		e, _ := errors.AsType[*smtpc.Error](err)
 		if errors.Is(err, smtpc.ErrClient) && e.Reply.Code != 421 || ctx.Err() != nil {
 			return nil, err
+		}
+		if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
+			break // silent: to us, or to this client, and then the others that wait must not be spent on it
 		}
 		// the primary had enough of it: another
 	}

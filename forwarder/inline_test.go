@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -532,6 +533,34 @@ func TestAPrimaryThatIsSilentToOneClientIsThereForTheOthers(t *testing.T) {
 			p.stopped = make(chan struct{})
 		})
 	}
+}
+
+func TestAClientForWhomThePrimaryStallsUsesUpNoWaitingSessions(t *testing.T) {
+	set := func(p *piped, w *world) { p.XCLIENT = true; w.cfg.Inline.Warm = 4 }
+	inBubble(t, set, func(w *world, p *piped) {
+		if got := w.relay(w.envelope("198.51.100.1"), letter("x\r\n"), "bob@example.org"); got != took {
+			t.Error(got)
+		}
+		synctest.Wait()
+		var stalled atomic.Int32
+		p.SetScript(func(at testkit.Point) testkit.Action {
+			if at.Step == testkit.AtXCLIENT && strings.Contains(at.Arg, "ADDR=198.51.100.66") {
+				stalled.Add(1)
+				return testkit.StallNow
+			}
+			return testkit.Action{}
+		})
+		begun := time.Now()
+		if got := w.relay(w.envelope("198.51.100.66"), letter("x\r\n"), "bob@example.org"); got != "begin: away" {
+			t.Error(got)
+		}
+		if took, n := time.Since(begun), stalled.Load(); took > 65*time.Second || n > 2 {
+			t.Errorf("its transaction took %v, and %d sessions", took, n)
+		}
+		close(p.stopped)
+		p.wg.Wait()
+		p.stopped = make(chan struct{})
+	})
 }
 
 func TestAWarmSessionThatEndsWhenItIsTakenIsReplacedUnseen(t *testing.T) {
