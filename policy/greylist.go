@@ -200,7 +200,7 @@ const foundWaiting = "greylist:wait"
 func waiting(left time.Duration) mta.Finding {
 	return mta.Finding{
 		Name: foundWaiting, Action: mta.Defer, Status: "7.1",
-		Text: fmt.Sprintf("greylisted, please try again in %d seconds", int(left.Round(time.Second)/time.Second)),
+		Text: fmt.Sprintf("greylisted, please try again in %d seconds", (left+time.Second-1)/time.Second), // who comes then is let through
 	}
 }
 

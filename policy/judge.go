@@ -466,9 +466,13 @@ func (p *Policy) judged(ctx context.Context, step string, env *mta.Envelope, dom
 			details = append(details, f.Name+": "+f.Detail)
 		}
 	}
-	p.log.LogAttrs(ctx, level, "judged", slog.String("step", step), slog.String("id", env.ID.String()),
+	attrs := []slog.Attr{slog.String("step", step)}
+	if !env.ID.IsZero() { // before content there is none
+		attrs = append(attrs, slog.String("id", env.ID.String()))
+	}
+	p.log.LogAttrs(ctx, level, "judged", append(attrs,
 		slog.Any("peer", env.Peer.Addr), slog.String("from", env.From.String()), slog.String("domain", domain),
-		slog.String("action", v.Action.String()), slog.Float64("score", v.Score), slog.Any("findings", names), slog.Any("details", details))
+		slog.String("action", v.Action.String()), slog.Float64("score", v.Score), slog.Any("findings", names), slog.Any("details", details))...)
 }
 
 // The one finding that only content can excuse.
