@@ -25,7 +25,7 @@ func mailboxes(s string) (domains []string, ok bool) {
 type addresses struct {
 	domains []string
 	ok      bool
-	closed  bool // every quote, comment and bracket has its end
+	closed  bool // every quote, comment and bracket has its end, and there is no address beside the one that was found
 
 	outside strings.Builder // what stands outside of angle brackets, quoted strings as one letter
 	angle   *string         // what stands inside, if there were any
@@ -56,8 +56,8 @@ func (p *addresses) read(s string) {
 			p.mailbox()
 			i++
 		case ':': // the name of a group ends
-			if strings.Contains(p.outside.String(), "@") {
-				p.ok = false
+			if strings.Contains(p.outside.String(), "@") { // or is it the address that another reader takes?
+				p.ok, p.closed = false, false
 			}
 			p.outside.Reset()
 			i++
@@ -108,6 +108,9 @@ func (p *addresses) address(a string) {
 		p.domains = append(p.domains, "")
 		return
 	}
+	if atOutsideQuotes(a[:i]) { // a@b@c: which of them is the domain?
+		p.ok, p.closed = false, false
+	}
 	d := strings.TrimSpace(stripComments(a[i+1:]))
 	if _, literal := mta.AddressLiteral(d); literal {
 		p.domains = append(p.domains, "")
@@ -118,6 +121,26 @@ func (p *addresses) address(a string) {
 		p.ok = false
 	}
 	p.domains = append(p.domains, d)
+}
+
+// atOutsideQuotes reports an @ in a local part that is neither quoted nor in a comment.
+func atOutsideQuotes(local string) bool {
+	for i := 0; i < len(local); i++ {
+		end := i
+		switch local[i] {
+		case '@':
+			return true
+		case '"':
+			end = quoteEnd(local, i)
+		case '(':
+			end = commentEnd(local, i)
+		}
+		if end < 0 {
+			return strings.Contains(local[i:], "@")
+		}
+		i = end
+	}
+	return false
 }
 
 // commentEnd is where the comment that begins at i ends (RFC 5322, 3.2.2), or -1.

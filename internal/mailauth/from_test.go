@@ -44,6 +44,12 @@ func TestAuthorsAreFoundInAnyFromField(t *testing.T) {
 		{"Bob <bob@example.com", []string{"example.com"}, false},
 		{"bob@-bad-.example", []string{}, false},
 		{"bob@bank.example\x00 <eve@example.net>", []string{"example.net"}, false},
+		{"bob@bank.example@example.net", []string{"bank.example", "example.net"}, false},
+		{`bob@bank.example\@example.net`, []string{"bank.example", "example.net"}, false},
+		{"Bob <bob@bank.example@example.net>", []string{"bank.example", "example.net"}, false},
+		{"bob@bank.example:eve@example.net", []string{"bank.example", "example.net"}, false},
+		{`<"bob@bank.example"@example.net>`, []string{"example.net"}, true},
+		{"bob(@bank.example)@example.net", []string{"example.net"}, true},
 		{"bob@bank.example>, <eve@example.net>", []string{"bank.example", "example.net"}, false},
 	}
 	for _, tt := range tests {
@@ -84,6 +90,7 @@ func TestWhatRealMailDoesNotHaveIsFound(t *testing.T) {
 		{"a From with two addresses", "From: a@example.com, b@example.com\r\n" + date, "header:from"},
 		{"a From without any", "From: \r\n" + date, "header:from"},
 		{"a From that is none", "From: a@b@\r\n" + date, "header:from"},
+		{"a From that is too long to be read", "From: " + strings.Repeat("(x) ", 17000) + "a@a.example\r\n" + date, "header:from-too-long! header:overlong"},
 		{"a From with many domains", "From: a@a.example, a@b.example, a@c.example, a@d.example, a@e.example\r\n" + date, "header:many-domains!"},
 		{"duplicates", from + date + "Subject: a\r\nSUBJECT : b\r\nTo: x\r\nTo: y\r\n", "header:duplicate"},
 		{"a long line", from + date + "X: " + strings.Repeat("x", 996) + "\r\n", "header:overlong"},

@@ -29,6 +29,7 @@ type survey struct {
 	authors    []string       // their domains, each once
 	crowd      bool           // there are more domains than are kept
 	unread     bool           // a From field is no list of addresses
+	cut        bool           // a From field is longer than what is read of it
 	signatures []signature
 	overlong   string // where the first overlong line stands
 	nul        bool
@@ -60,9 +61,7 @@ func (s *survey) visit(f *header.Field) error {
 // author takes the domains of a From field.
 func (s *survey) author(f *header.Field) {
 	boxes, ok := mailboxes(f.Text())
-	if !ok || f.Cut {
-		s.unread = true
-	}
+	s.unread, s.cut = s.unread || !ok, s.cut || f.Cut
 	s.from += len(boxes)
 	for _, d := range boxes {
 		if d == "" || slices.Contains(s.authors, d) {
@@ -96,6 +95,8 @@ func (s *survey) findings(h header.Header) []mta.Finding {
 		add("no-from", 3, mta.Accept, "the From field is missing")
 	case s.crowd: // who would hold all of them against DMARC?
 		add("many-domains", 8, mta.Reject, "the From field names more than %d domains", maxAuthors)
+	case s.cut: // what is beyond is held against nothing
+		add("from-too-long", 8, mta.Reject, "the From field is longer than %d octets", header.MaxValue)
 	case s.unread:
 		add("from", 2, mta.Accept, "the From field can't be read as a list of addresses")
 	case fields == 1 && s.from != 1:
