@@ -30,6 +30,29 @@ func (w *world) from(client, helo, to string) mta.ID {
 	return env.ID
 }
 
+func TestAClientForWhomThePrimaryStallsDoesNotHoldUpTheDrain(t *testing.T) {
+	inBubble(t, func(p *piped, _ *world) { p.XCLIENT = true }, func(w *world, p *piped) {
+		p.SetScript(func(at testkit.Point) testkit.Action {
+			if at.Step == testkit.AtXCLIENT && strings.Contains(at.Arg, "ADDR=198.51.100.66") {
+				return testkit.StallNow
+			}
+			return testkit.Action{}
+		})
+		w.from("198.51.100.66:4711", "slow.example.net", "bob@example.org")
+		time.Sleep(time.Second) // it is the canary
+		for n := range 10 {
+			w.from(fmt.Sprintf("198.51.100.1%d:4711", n), "fine.example.net", "bob@example.org")
+		}
+		time.Sleep(6 * time.Minute) // XCLIENT may take 5
+		if n := p.Accepted(); n != 10 {
+			t.Errorf("%d of 10 messages of other clients were delivered", n)
+		}
+		close(p.stopped)
+		p.wg.Wait()
+		p.stopped = make(chan struct{})
+	})
+}
+
 func TestMailOfEachClientGoesUnderItsName(t *testing.T) {
 	for _, way := range []string{"xclient", "proxy_v2"} {
 		t.Run(way, func(t *testing.T) {

@@ -52,6 +52,9 @@ func (s *session) run(ctx, work context.Context) {
 	conn, err := s.dial(ctx)
 	s.r.mu.Lock()
 	s.r.connected(s)
+	if err != nil && s.peer != nil { // the primary may be there for others
+		s.r.shelf.later(s.key)
+	}
 	s.r.mu.Unlock()
 	if err == nil {
 		s.met(work, conn)

@@ -50,6 +50,13 @@ func (s *shelf) take(key string) *job {
 	return j
 }
 
+// later puts a key behind the others.
+func (s *shelf) later(key string) {
+	if _, known := s.groups[key]; known {
+		s.keys = append(without(s.keys, key), key)
+	}
+}
+
 // takeAny gives the first of the key that waits longest.
 func (s *shelf) takeAny() *job {
 	if len(s.keys) == 0 {
