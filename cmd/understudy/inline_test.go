@@ -166,6 +166,7 @@ func TestAnOutageInTheMiddleOfTransactionsLosesAndDoublesNothing(t *testing.T) {
 	for i := range senders {
 		all.Go(func() {
 			for n := i; n < messages; n += senders {
+				time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond) // long enough in all to meet some outages
 				answer, d, err := sendUntilDecided(s.smtp, n)
 				if err != nil {
 					t.Error(err)
