@@ -300,9 +300,6 @@ func authenticate(ctx context.Context, v *mailauth.Verifier, env *mta.Envelope, 
 	}
 	auth, found, err := v.Content(ctx, c, known)
 	auth.SPF = spf
-	for i, f := range found {
-		found[i].Action = max(f.Action, stern[f.Name])
-	}
 	return auth, found, err
 }
 

@@ -312,7 +312,7 @@ func TestContentIsJudged(t *testing.T) {
 		finding            string
 	}{
 		{"DMARC reject", "x@onlya.example", strings.ReplaceAll(plainMail, "good.example", "strict.example"), mta.Reject, "dmarc:reject"},
-		{"DMARC quarantine", "x@onlya.example", strings.ReplaceAll(plainMail, "good.example", "held.example"), mta.Quarantine, "dmarc:quarantine"},
+		{"DMARC quarantine", "x@onlya.example", strings.ReplaceAll(plainMail, "good.example", "held.example"), mta.Mark, "dmarc:quarantine"},
 		{"SPF fail alone", "alice@good.example", plainMail, mta.Mark, "spf:fail"},
 		{"no From", "x@onlya.example", "Subject: x\nDate: Mon, 23 Nov 2026 10:00:00 +0000\n\nx\n", mta.Mark, "header:no-from"},
 		{"a forged sender that no signature proves", "boss@nospf.example", plainMail, mta.Reject, "spoof:own-domain"},

@@ -41,10 +41,6 @@ var otherFindings = []string{
 	"spf:fail", "spf:softfail", "spf:permerror", "spf-helo:fail", "dkim:fail", "dmarc:reject", "dmarc:quarantine", "dmarc:none-fail",
 }
 
-// stern is what findings that come with weights of their own ask for beside them. A domain that asks for quarantine by
-// DMARC gets it: the primary would have a folder for it, we have only the operator's.
-var stern = map[string]mta.Action{"dmarc:quarantine": mta.Quarantine}
-
 // openKinds are the kinds of findings whose names depend on the configuration, on filters, or on the message.
 var openKinds = []string{"dnsbl:", "dnswl:", "header:", "rspamd:", "milter:", "spamd:", "clamd:"}
 
