@@ -11,7 +11,7 @@ import (
 type InlineConfig struct {
 	// Most transactions at a time with one route, which is one set of primaries; each has a session of its own.
 	Sessions int `yaml:"sessions"`
-	// So many sessions are kept ready while mail goes inline: connected, greeted, in TLS. 0: none.
+	// So many sessions are kept ready while mail goes inline, within sessions: connected, greeted, in TLS. 0: none.
 	Warm int `yaml:"warm"`
 	// How long a session without a transaction is kept, and how long after the last one new ones are made ready.
 	Idle time.Duration `yaml:"idle"`
@@ -27,7 +27,7 @@ func defaultInline() InlineConfig {
 
 func (c *InlineConfig) validate(add func(bad bool, key, format string, args ...any)) {
 	add(c.Sessions < 1 || c.Sessions > 1000, "inline.sessions", "%d: must be 1 to 1000", c.Sessions)
-	add(c.Warm < 0 || c.Warm > c.Sessions, "inline.warm", "%d: must be 0 to inline.sessions (%d)", c.Warm, c.Sessions)
+	add(c.Warm < 0 || c.Warm > 1000, "inline.warm", "%d: must be 0 to 1000", c.Warm)
 	add(c.Idle < time.Second || c.Idle > 4*time.Minute, "inline.idle", "%s: must be 1s to 4m, which primaries wait", c.Idle)
 	add(c.Wait < 0 || c.Wait > 2*time.Minute, "inline.wait", "%s: must be 0s to 2m", c.Wait)
 	add(c.FinalTimeout < time.Second || c.FinalTimeout > 8*time.Minute, "inline.final_timeout", "%s: must be 1s to 8m: the sender waits 10m", c.FinalTimeout)

@@ -957,7 +957,7 @@ func (g *gates) last(primary string) error {
 func TestInlineSettingsThatMakeNoSenseAreFaults(t *testing.T) {
 	for key, set := range map[string]func(*InlineConfig){
 		"inline.sessions":      func(c *InlineConfig) { c.Sessions, c.Warm = 0, 0 },
-		"inline.warm":          func(c *InlineConfig) { c.Warm = c.Sessions + 1 },
+		"inline.warm":          func(c *InlineConfig) { c.Warm = 1001 },
 		"inline.idle":          func(c *InlineConfig) { c.Idle = 5 * time.Minute },
 		"inline.wait":          func(c *InlineConfig) { c.Wait = -1 },
 		"inline.final_timeout": func(c *InlineConfig) { c.FinalTimeout = 10 * time.Minute },

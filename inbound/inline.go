@@ -14,6 +14,7 @@ import (
 type inline struct {
 	tx      Transaction // nil: none is open, or none any more because the sender was slow
 	refused error       // Begin's refusal: MAIL is asked once
+	reopens int         // how often it was opened anew
 	left    string      // the step at which the primary went away: begin, rcpt or content; from then on all is spooled
 }
 
@@ -21,6 +22,9 @@ type inline struct {
 // opened anew when the sender has come to the point. Busy primaries end sessions soon (Postfix under stress after 10
 // seconds): without this, slowness would be a way around them.
 const patience = 8 * time.Second
+
+// maxReopens is how often a transaction is opened anew: each time the primary hears all its recipients again.
+const maxReopens = 10
 
 // relay asks the primary about a recipient.
 func (s *session) relay(r mta.Recipient) (*mta.Reply, error) {
@@ -55,6 +59,9 @@ func (s *session) relay(r mta.Recipient) (*mta.Reply, error) {
 
 // open opens the transaction, for the first time or with the recipients that the primary took before.
 func (s *session) open(ctx context.Context) error {
+	if s.inline.reopens++; s.inline.reopens > maxReopens+1 {
+		return notAgain
+	}
 	if err := s.begin(ctx); err != nil {
 		return err
 	}

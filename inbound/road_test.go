@@ -325,6 +325,26 @@ func TestSlowSenderDoesNotGetAroundThePrimary(t *testing.T) {
 	}
 }
 
+func TestSenderWhoDripsRecipientsDoesNotMakeThePrimaryHearThemForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, j := &scripted{}, &testJudge{}
+		_, dial := bubble(t, testConfig(t), func(d *Deps) { d.Relay, d.Judge = p, j })
+		c := dial().hello().transaction()
+		for range maxReopens {
+			time.Sleep(patience + time.Second)
+			c.say("RCPT TO:<carol@example.org>", "250 2.1.5 Ok by the primary")
+		}
+		for range 5 {
+			time.Sleep(patience + time.Second)
+			c.say("RCPT TO:<carol@example.org>", "451 4.3.0 the primary server did not wait")
+		}
+		if n := p.begun(); n != 1+maxReopens {
+			t.Errorf("the primary was asked %d times", n)
+		}
+		p.checkIdle(t)
+	})
+}
+
 // Between commands it is the same.
 func TestIdleSenderKeepsNoPrimaryWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

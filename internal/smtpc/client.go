@@ -51,7 +51,11 @@ func (c *Conn) identify(ctx context.Context, p *mta.Peer) error {
 	}
 	c.identified = true
 	c.hostname = heloOf(p)
-	return c.blameClient(c.hello(ctx))
+	patient := c.limits.EHLO
+	c.limits.EHLO = c.limits.of(StepXCLIENT)
+	err := c.hello(ctx)
+	c.limits.EHLO = patient
+	return c.blameClient(err)
 }
 
 // greets tells the codes by which a server turns a client away: the answer to XCLIENT is the greeting of that client.

@@ -14,6 +14,7 @@ import (
 const (
 	maxAddrs     = 10                     // of one host; a DNS answer must not keep us busy for an hour
 	stagger      = 250 * time.Millisecond // until the next address is tried beside the last (RFC 8305, 5)
+	clientLimit  = time.Minute            // the primary may look up the client's names: one that stalls must not hold up others
 	quitPatience = 5 * time.Second        // the mail is settled by then, so the reply to QUIT is a courtesy
 )
 
@@ -22,7 +23,7 @@ type Timeouts struct {
 	Lookup  time.Duration // 30 s
 	Dial    time.Duration // 30 s, for each address
 	Banner  time.Duration // 5 min
-	EHLO    time.Duration // 5 min; XCLIENT and RSET too
+	EHLO    time.Duration // 5 min; RSET too. XCLIENT, and the EHLO after it, have a minute at most
 	TLS     time.Duration // 2 min, the STARTTLS reply and the handshake
 	Mail    time.Duration // 5 min
 	Rcpt    time.Duration // 5 min
@@ -42,6 +43,8 @@ func (t Timeouts) of(s Step) time.Duration {
 		return or(t.Banner, 5*time.Minute)
 	case StepSTARTTLS:
 		return or(t.TLS, 2*time.Minute)
+	case StepXCLIENT:
+		return min(clientLimit, or(t.EHLO, clientLimit))
 	case StepMAIL:
 		return or(t.Mail, 5*time.Minute)
 	case StepRCPT:
