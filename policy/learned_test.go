@@ -260,6 +260,8 @@ func TestWhatWasLearnedOutlivesTheProcess(t *testing.T) {
 			t.Errorf("its nature was found out %d times, want once", n)
 		}
 		time.Sleep(4 * 24 * time.Hour)
+		state.mu.Lock()
+		defer state.mu.Unlock()
 		if _, kept := state.m["example.org bob"]; kept {
 			t.Error("an entry that is dead is still kept")
 		}
