@@ -79,7 +79,7 @@ func BenchmarkInline(b *testing.B) {
 		}
 		plain, told, dns := peer.FreeAddr(b), peer.FreeAddr(b), dnstest.New(b, dnstest.Zones{})
 		s := newServer(b, fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}\nlog: {level: warn}\n"+
-			"inbound: {listen: [%q, {address: %q, proxy_from: [127.0.0.0/8]}], pregreet: {wait: 0}}\ndns: {resolvers: [%q]}\n", addr, plain, told, dns.Addr()))
+			"inbound: {listen: [%q, {address: %q, proxy_from: [127.0.0.0/8]}], trusted: [127.0.0.0/8, 198.18.0.0/15]}\ndns: {resolvers: [%q]}\n", addr, plain, told, dns.Addr()))
 		s.start()
 		s.untilPrimary("up")
 		for _, way := range []struct {
