@@ -218,19 +218,23 @@ type dialled struct {
 func (d *Dialer) race(ctx context.Context, addrs []netip.AddrPort) (won dialled, lost []dialled) {
 	ctx, cancel := context.WithCancel(ctx)
 	results := make(chan dialled)
-	next := time.NewTimer(0)
+	next := time.NewTimer(stagger)
 	defer next.Stop()
 	failed := make(map[netip.AddrPort]dialled)
 	started, running := 0, 0
-	for won.nc == nil && (started < len(addrs) || running > 0) {
+	start := func() {
+		if started == len(addrs) {
+			return
+		}
+		go func(a netip.AddrPort) { results <- d.connect(ctx, a) }(addrs[started])
+		started++
+		running++
+		next.Reset(stagger)
+	}
+	for start(); won.nc == nil && running > 0; {
 		select {
 		case <-next.C:
-			if started < len(addrs) {
-				go func(a netip.AddrPort) { results <- d.connect(ctx, a) }(addrs[started])
-				started++
-				running++
-				next.Reset(stagger)
-			}
+			start()
 		case r := <-results:
 			running--
 			if r.err == nil {
@@ -238,7 +242,7 @@ func (d *Dialer) race(ctx context.Context, addrs []netip.AddrPort) (won dialled,
 				break
 			}
 			failed[r.addr] = r
-			next.Reset(0)
+			start()
 		}
 	}
 	cancel()
