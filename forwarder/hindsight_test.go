@@ -187,7 +187,7 @@ func TestWhatAnOperatorReleasedIsNotHeldByHindsight(t *testing.T) {
 	}
 }
 
-// TestASlowJudgeHoldsUpNoFreshMail has a hundred messages wait for a judge who takes his time, while new mail comes.
+// TestASlowJudgeHoldsUpNoFreshMail has 160 messages wait for a judge who takes his time, while new mail comes.
 func TestASlowJudgeHoldsUpNoFreshMail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMoody(t, 1)
