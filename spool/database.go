@@ -149,11 +149,10 @@ func (s *Store) openDatabase(dir string, memtable int64, key []byte) (*database,
 	return d, nil
 }
 
-// begin has all later commits go to a journal of so many octets.
-func (d *database) begin(size int64, key []byte) (err error) {
-	d.log, err = createJournal(d.dir, size, key)
-	d.fresh = err == nil
-	return err
+// begin has all later commits go to a journal.
+func (d *database) begin(log *journal) {
+	d.closeJournal() // the same, opened for reading
+	d.log, d.fresh = log, true
 }
 
 // journalSize is how long the journal has to be; 0 if there is none.
@@ -178,14 +177,12 @@ func (d *database) closeJournal() error {
 	return d.log.f.Close()
 }
 
-// openBadger turns a panic over a damaged file into an error.
 func openBadger(o badger.Options) (db *badger.DB, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("badger: panic: %v", p)
-		}
-	}()
-	return badger.Open(o)
+	err = guarded(func() error {
+		db, err = badger.Open(o)
+		return err
+	})
+	return db, err
 }
 
 // takeLog finds the log that Badger writes now and takes its room on disk: through a mapping a full disk would be the
@@ -422,7 +419,7 @@ func (d *database) check() error {
 // get reads one value; badger.ErrKeyNotFound if there is none.
 func (d *database) get(key []byte) ([]byte, error) {
 	var value []byte
-	err := d.db.View(func(txn *badger.Txn) error {
+	err := view(d.db, func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if err != nil {
 			return err

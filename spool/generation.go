@@ -20,6 +20,7 @@ const (
 	generationFile = "generation.json" // what it is; written before anything else
 	cleanFile      = "clean.json"      // with no log beside it: the database was closed well
 	redoneFile     = "redone"          // the database was made anew from the journal, and has been told more since
+	damagedFile    = "damaged"         // why some of it can't be read; it is never removed
 )
 
 // generationInfo is generation.json.
@@ -46,7 +47,7 @@ type generation struct {
 	seq     atomic.Uint32 // the last number given to a message
 	live    atomic.Int64  // messages whose record here is the valid one
 	records atomic.Int64  // commit records that its database holds
-	damaged atomic.Bool   // something in it can't be read: it is never removed
+	damaged atomic.Bool   // something in it can't be read: it is never removed (see damagedFile)
 	doubts  int           // the keeper's: see holds
 
 	mu      sync.Mutex
@@ -58,6 +59,7 @@ type generation struct {
 	created time.Time           // or found
 	pins    map[uint32]struct{} // generations that overrides here are about
 	left    bool                // poisoned: what lives is copied out, then it is removed
+	gone    bool                // its folder is away: Badger would make a new one
 }
 
 func newGeneration(dir string, info generationInfo, key []byte) *generation {
@@ -82,12 +84,16 @@ func parseGeneration(name string) (num uint32, gone, ok bool) {
 
 const goneSuffix = ".gone"
 
-// use gives the open database; release must follow. It opens it, if need be, after asking for room.
+// use gives the open database; release must follow. It opens it, if need be, after asking for room. errMoved: the
+// generation was removed.
 func (g *generation) use(s *Store) (*database, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for g.recycle && g.refs > 0 {
 		g.idle.Wait()
+	}
+	if g.gone {
+		return nil, errMoved
 	}
 	if g.recycle && g.db != nil {
 		if err := g.closeLocked(s); err != nil {
@@ -126,14 +132,12 @@ func (g *generation) renew(d *database) {
 // openLocked needs g.mu. The mark of a clean close goes before anything can be written, and while there is a log: so a
 // folder without mark and log is one that lost something.
 func (g *generation) openLocked(s *Store) error {
-	if _, err := inspect(g.dir); err != nil {
-		return err
-	}
-	memtable, err := g.memtable()
+	orphans, err := inspect(g.dir)
 	if err != nil {
 		return err
 	}
-	done, err := s.space.need(2*memtable + openNeed)
+	memtable := g.memtable(orphans)
+	done, err := s.space.need(openRoom(memtable))
 	if err != nil {
 		return fmt.Errorf("open %s: %w", g.dir, err)
 	}
@@ -169,13 +173,16 @@ func unmark(dir string) error {
 // openNeed is what Badger's other files may take when a database is opened.
 const openNeed = 4 << 20
 
-// memtable is the size to open with: the recorded one while there is a log to replay, a small one otherwise.
-func (g *generation) memtable() (int64, error) {
-	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem"))
-	if err != nil || len(logs) > 0 {
-		return g.info.Memtable, err
+// openRoom is what must be free to open a database.
+func openRoom(memtable int64) int64 { return 2*memtable + openNeed }
+
+// memtable is the size to open with: the recorded one while there is a log to replay or a database to make anew, a
+// small one otherwise.
+func (g *generation) memtable(orphans []string) int64 {
+	if hasLogs(g.dir) || isFresh(g, orphans) {
+		return g.info.Memtable
 	}
-	return min(g.info.Memtable, smallMemtable), nil
+	return min(g.info.Memtable, smallMemtable)
 }
 
 // closeLocked needs g.mu and no users.
@@ -227,8 +234,11 @@ func (g *generation) abandon() {
 	}
 }
 
-// pin keeps this generation while another one is there: an override here is the truth about a message there.
+// pin keeps this generation while another one is there: an override here is the truth about a message there. 0 is none.
 func (g *generation) pin(num uint32) {
+	if num == 0 {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.pins[num] = struct{}{}

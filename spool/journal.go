@@ -47,7 +47,7 @@ const (
 )
 
 // createJournal makes the journal of a new generation and takes its room on disk.
-func createJournal(dir string, limit int64, key []byte) (*journal, error) {
+func createJournal(dir string, limit int64, key []byte, sync func(*os.File) error) (*journal, error) {
 	f, err := os.OpenFile(filepath.Join(dir, journalFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func createJournal(dir string, limit int64, key []byte) (*journal, error) {
 		_, err = f.WriteAt(head, 0)
 	}
 	if err == nil {
-		err = f.Sync()
+		err = sync(f)
 	}
 	if err == nil {
 		err = j.unlock(head, key)
@@ -332,7 +332,8 @@ func (e *entry) message() (id mta.ID, ok bool) {
 type journalReport struct {
 	frames  int      // that are whole
 	groups  int      // that these belong to
-	end     int64    // behind the last of them
+	last    int64    // where the last group begins
+	end     int64    // behind the last frame
 	lost    int      // places that can't be read and lie before a later commit
 	missing []mta.ID // as far as these places tell
 	torn    bool     // the last commit was not finished: no 250 was said
@@ -408,13 +409,39 @@ func (j *journal) scan(b []byte, from int64, f func(entries []entry) error) (jou
 		}
 		bad = -1
 		at += frame.length
-		r.frames, r.end = r.frames+1, at
+		r.frames, r.last, r.end = r.frames+1, frame.group, at
 		if err := f(entries); err != nil {
 			return r, err
 		}
 	}
 	r.torn = bad >= 0 || len(doubts) > 0
 	return r, nil
+}
+
+// secure brings what was read to stable storage, before anything is done because of it: a process that was killed may have
+// written the last group and not synced it. It is written once more, for after a sync that failed the system takes pages
+// for clean that are not on the disk. What lies before it was safe when it was begun.
+func (j *journal) secure(r journalReport, sync func(*os.File) error) error {
+	if r.frames == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(j.f.Name(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	from := max(r.last, journalHead)
+	b := make([]byte, r.end-from)
+	if _, err := f.ReadAt(b, from); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(b, from); err != nil {
+		return err
+	}
+	if err := sync(f); err != nil {
+		return fmt.Errorf("sync %s: %w", f.Name(), err)
+	}
+	return nil
 }
 
 // lose counts pieces that can't be read.

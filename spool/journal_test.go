@@ -108,7 +108,11 @@ func TestWhatHappensAfterTheJournalWasReadIsKept(t *testing.T) {
 	s.gens[1] = g
 	s.mu.Unlock()
 	s.found = &findings{files: make(map[string]struct{})}
-	if err := s.replay(g); err != nil {
+	left, err := examine(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.replay(g, left); err != nil {
 		t.Fatal(err)
 	}
 	// It was not closed, and a settlement follows.

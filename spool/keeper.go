@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -246,7 +247,7 @@ func (s *Store) moveOne(id mta.ID, at loc) error {
 			entries = append(entries, entry{key: progressKey(seq), value: p.encode()})
 		}
 		return entries
-	}, 1)
+	}, 1, 0)
 	if err != nil {
 		return err // a resealed file is swept by the next Open
 	}
@@ -293,12 +294,11 @@ func (s *Store) pinned(g *generation) bool {
 	return false
 }
 
-// remove takes a generation off the disk: by its name first, so that a crash leaves all of it or a name that says that
-// it may go.
+// remove takes a generation off the disk.
 func (s *Store) remove(g *generation) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.refs > 0 || g.live.Load() > 0 || s.holds(g) {
+	if g.gone || g.refs > 0 || g.live.Load() > 0 || s.holds(g) {
 		return nil
 	}
 	if g.db != nil {
@@ -306,13 +306,11 @@ func (s *Store) remove(g *generation) error {
 			return err
 		}
 	}
-	gone := g.dir + goneSuffix
-	if err := os.Rename(g.dir, gone); err != nil {
+	gone, err := hide(g.dir)
+	if err != nil {
 		return err
 	}
-	if err := syncDir(s.dir); err != nil {
-		return err
-	}
+	g.gone = true
 	s.mu.Lock()
 	delete(s.gens, g.num)
 	for at := range s.overrides {
@@ -322,6 +320,24 @@ func (s *Store) remove(g *generation) error {
 	}
 	s.mu.Unlock()
 	s.stats.removed.Inc()
+	return os.RemoveAll(gone)
+}
+
+// hide gives a generation's folder the name of one that may go: a crash leaves all of it, or that name.
+func hide(dir string) (gone string, err error) {
+	gone = dir + goneSuffix
+	if err := os.Rename(dir, gone); err != nil {
+		return "", err
+	}
+	return gone, syncDir(filepath.Dir(dir))
+}
+
+// takeAway removes a generation's folder that nothing was promised from.
+func takeAway(dir string) error {
+	gone, err := hide(dir)
+	if err != nil {
+		return err
+	}
 	return os.RemoveAll(gone)
 }
 

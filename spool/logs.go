@@ -171,8 +171,9 @@ func monstrous(b []byte) bool {
 }
 
 // saveLogs copies the logs of a generation that was not closed aside, tells what replaying them will miss, and reports
-// whether the copies should be kept.
-func (s *Store) saveLogs(g *generation, aside string) (keep bool, err error) {
+// whether the copies should be kept. Beside the mark of a close they are not judged: that of a fresh generation was never
+// synced, and may have been written out as a table already. What the mark counted is held against what is there.
+func (s *Store) saveLogs(g *generation, aside string, marked bool) (keep bool, err error) {
 	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem"))
 	if err != nil {
 		return false, err
@@ -184,7 +185,7 @@ func (s *Store) saveLogs(g *generation, aside string) (keep bool, err error) {
 		}
 		r := readLog(filepath.Base(path), b)
 		err = s.copyLog(filepath.Join(aside, r.name), b[:r.size])
-		amiss := s.tellLog(g, aside, r)
+		amiss := !marked && s.tellLog(g, aside, r)
 		switch {
 		case err != nil && amiss: // Badger would cut off what may still be good
 			return true, fmt.Errorf("%w: %s is damaged and can't be copied aside: %w", errNotBadger, path, err)
@@ -248,20 +249,20 @@ func (s *Store) tellLog(g *generation, dir string, r logReport) bool {
 const asideKeep = 30 * 24 * time.Hour
 
 // tidyAside removes copies that nobody wanted for long.
-func (s *Store) tidyAside() error {
+func (s *Store) tidyAside() {
 	list, err := os.ReadDir(filepath.Join(s.dir, asideDir))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return
 	}
 	for _, e := range list {
 		if fi, err := e.Info(); err != nil || time.Since(fi.ModTime()) < asideKeep {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(s.dir, asideDir, e.Name())); err != nil {
-			return err
-		}
+		err = errors.Join(err, os.RemoveAll(filepath.Join(s.dir, asideDir, e.Name())))
 	}
-	return err
+	if err != nil {
+		s.log.Warn("old copies not removed", slog.Any("err", err))
+	}
 }
 
 // joinIDs lists IDs for the log, not too many.

@@ -49,7 +49,7 @@ func (s *Store) persistReports(c *change) error {
 			entries = append(entries, entry{messageKey(num), m.encode(), notNil(r.Content)})
 		}
 		return entries
-	}, n)
+	}, n, 0)
 	if err != nil {
 		return err
 	}
@@ -177,17 +177,11 @@ func (s *Store) ended(g *generation, c *change) {
 // overrideGroup writes changes to the active generation because their own can't be written to.
 func (s *Store) overrideGroup(changes []*change, cause error) {
 	for _, c := range changes {
-		gen := c.override
-		if gen == 0 {
-			at, err := s.add(func(uint32) []entry { return []entry{{key: overrideKey(c.at), value: encodeOverride(c.id, c.p)}} }, 0)
-			if err != nil {
-				c.err = fmt.Errorf("%w; %w", cause, err)
-				continue
-			}
-			gen = at.gen
-		}
-		if g, ok := s.generation(gen); ok {
+		if g, ok := s.generation(c.override); ok { // it is there already, with what else it came with
 			g.pin(c.at.gen)
+		} else if _, err := s.add(func(uint32) []entry { return []entry{{key: overrideKey(c.at), value: encodeOverride(c.id, c.p)}} }, 0, c.at.gen); err != nil {
+			c.err = fmt.Errorf("%w; %w", cause, err)
+			continue
 		}
 		s.mu.Lock()
 		if c.p == nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,10 +61,14 @@ func (s *Store) recover(ctx context.Context) error {
 		s.abandon()
 		return err
 	}
-	s.applyOverrides()
+	if err := s.applyOverrides(); err != nil {
+		s.abandon()
+		return err
+	}
 	s.amendStale()
 	s.sweepBodies()
-	return s.tidyAside()
+	s.tidyAside()
+	return nil
 }
 
 // abandon closes what recover had opened.
@@ -89,7 +94,7 @@ func (s *Store) findGenerations() ([]*generation, error) {
 		dir := filepath.Join(s.dir, e.Name())
 		if gone {
 			if err := os.RemoveAll(dir); err != nil {
-				return nil, err
+				s.log.Warn("removed generation is still there", slog.String("dir", dir), slog.Any("err", err))
 			}
 			continue
 		}
@@ -110,8 +115,9 @@ func (s *Store) identify(dir string, num uint32) (*generation, error) {
 	var info generationInfo
 	err := readJSON(filepath.Join(dir, generationFile), &info)
 	if (err == nil || errors.Is(err, os.ErrNotExist)) && isUnfinished(dir) {
-		s.log.Warn("generation whose making was cut short is removed", slog.String("dir", dir))
-		return nil, os.RemoveAll(dir)
+		err := os.RemoveAll(dir)
+		s.log.Warn("generation whose making was cut short is removed", slog.String("dir", dir), slog.Any("err", err))
+		return nil, nil
 	}
 	if err == nil && info.Version > generationVersion {
 		return nil, fmt.Errorf("%s has format version %d; this release knows up to %d: use the release that wrote it", dir, info.Version, generationVersion)
@@ -127,13 +133,18 @@ func (s *Store) identify(dir string, num uint32) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newGeneration(dir, info, key), nil
+	g := newGeneration(dir, info, key)
+	if why, err := os.ReadFile(filepath.Join(dir, damagedFile)); err == nil {
+		g.damaged.Store(true)
+		s.tellDamaged(g, errors.New(strings.TrimSpace(string(why))))
+	}
+	return g, nil
 }
 
 // isUnfinished reports whether the making of a folder was cut short, before anything was promised from it. Badger makes
 // its MANIFEST first, then a log, then a value log.
 func isUnfinished(dir string) bool {
-	for _, pattern := range []string{"*.sst", "*.mem", "*.vlog", cleanFile} {
+	for _, pattern := range []string{"*.sst", "*.mem", "*.vlog", cleanFile, damagedFile} {
 		if found, err := filepath.Glob(filepath.Join(dir, pattern)); err != nil || len(found) > 0 {
 			return false
 		}
@@ -150,15 +161,39 @@ func (s *Store) breakGeneration(dir string, err error) {
 	s.log.Error("generation can't be opened, its mail waits for an operator", slog.String("dir", dir), slog.Any("err", err))
 }
 
+// leftovers are what the last process left in a generation's folder.
+type leftovers struct {
+	logged  bool       // with a log: an open database always has one
+	orphans []string   // tables that Badger will delete
+	fresh   bool       // see isFresh
+	clean   *cleanInfo // nil: there is no mark of a clean close
+}
+
+// examine makes a folder fit to be opened and tells what is in it.
+func examine(g *generation) (leftovers, error) {
+	l := leftovers{logged: hasLogs(g.dir)} // before empty ones are dropped
+	var err error
+	if l.orphans, err = inspect(g.dir); err != nil {
+		return l, err
+	}
+	l.fresh = isFresh(g, l.orphans)
+	var clean cleanInfo
+	if readJSON(filepath.Join(g.dir, cleanFile), &clean) == nil {
+		l.clean = &clean
+	}
+	return l, nil
+}
+
 // recoverGeneration reads one generation. One that was closed well is read as it is; any other one has its log copied
 // aside and replayed, and every block of it is verified.
 func (s *Store) recoverGeneration(g *generation) error {
-	var clean cleanInfo
-	err := readJSON(filepath.Join(g.dir, cleanFile), &clean)
-	if err == nil && !hasLogs(g.dir) {
-		err = s.recoverClean(g, clean)
-	} else {
-		err = s.recoverUnclean(g)
+	left, err := examine(g)
+	switch {
+	case err != nil:
+	case left.clean != nil && !left.logged && !left.fresh:
+		err = s.recoverClean(g, left)
+	default:
+		err = s.recoverUnclean(g, left)
 	}
 	switch {
 	case err == nil:
@@ -180,13 +215,9 @@ func hasLogs(dir string) bool {
 	return err != nil || len(logs) > 0
 }
 
-func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
-	orphans, err := inspect(g.dir)
-	if err == nil && len(orphans) > 0 {
-		err = fmt.Errorf("%w: MANIFEST does not name %s", errNotBadger, orphans)
-	}
-	if err != nil {
-		return err
+func (s *Store) recoverClean(g *generation, left leftovers) error {
+	if len(left.orphans) > 0 {
+		return fmt.Errorf("%w: MANIFEST does not name %s", errNotBadger, left.orphans)
 	}
 	log := crier{s.log, func(error) {}}
 	db, err := openBadger(badgerOptions(g.dir, smallMemtable, g.key, log).WithReadOnly(true))
@@ -197,20 +228,25 @@ func (s *Store) recoverClean(g *generation, clean cleanInfo) error {
 	if err := s.scan(g, db); err != nil {
 		return err
 	}
-	if err := checkJournal(g, clean); err != nil {
+	if err := checkJournal(g, *left.clean); err != nil {
 		s.damagedGeneration(g, err)
 	}
-	if n := g.records.Load(); n != clean.Records {
-		s.damagedGeneration(g, fmt.Errorf("%d commit records, %d at the last close: %w", n, clean.Records, errors.Join(ErrDamaged, verifyTables(db))))
-	}
+	s.checkRecords(g, db, left.clean)
 	return nil
 }
 
+// checkRecords holds what was found against what was there at the last close.
+func (s *Store) checkRecords(g *generation, db *badger.DB, clean *cleanInfo) {
+	if n := g.records.Load(); n != clean.Records {
+		s.damagedGeneration(g, fmt.Errorf("%d commit records, %d at the last close: %w", n, clean.Records, errors.Join(ErrDamaged, verifyTables(db))))
+	}
+}
+
 // recoverUnclean closes the generation again: its log's room is wanted for the next one.
-func (s *Store) recoverUnclean(g *generation) error {
+func (s *Store) recoverUnclean(g *generation, left leftovers) error {
 	s.found.unclean.Lock()
 	defer s.found.unclean.Unlock()
-	if err := s.replay(g); err != nil {
+	if err := s.replay(g, left); err != nil {
 		return err
 	}
 	s.closeGeneration(g)
@@ -218,15 +254,9 @@ func (s *Store) recoverUnclean(g *generation) error {
 }
 
 // replay has Badger replay the log, after it was copied aside, and reads what is there then.
-func (s *Store) replay(g *generation) error {
-	logged := hasLogs(g.dir) // an open database always has one
-	orphans, err := inspect(g.dir)
-	if err != nil {
-		return err
-	}
+func (s *Store) replay(g *generation, left leftovers) error {
 	aside := filepath.Join(s.dir, asideDir, generationName(g.num)+"-"+time.Now().UTC().Format("20060102T150405.000"))
-	fresh := isFresh(g, orphans)
-	keep, logs, err := s.saveFiles(g, orphans, fresh, aside)
+	keep, logs, err := s.saveFiles(g, left, aside)
 	if err != nil {
 		return err
 	}
@@ -235,7 +265,7 @@ func (s *Store) replay(g *generation) error {
 		return err
 	}
 	defer g.release()
-	if fresh && d.log != nil {
+	if left.fresh && d.log != nil {
 		if keep, err = s.redo(g, d, aside, logs); err != nil {
 			return err
 		}
@@ -247,8 +277,12 @@ func (s *Store) replay(g *generation) error {
 		s.damagedGeneration(g, err)
 		keep = true
 	}
-	if !logged && !fresh {
+	switch {
+	case left.fresh:
+	case !left.logged:
 		s.damagedGeneration(g, fmt.Errorf("%w: it was in use, and has no log", ErrDamaged))
+	case left.clean != nil: // nothing was written since
+		s.checkRecords(g, d.db, left.clean)
 	}
 	if keep {
 		return nil
@@ -257,31 +291,39 @@ func (s *Store) replay(g *generation) error {
 }
 
 // saveFiles keeps what Badger may destroy, and reports whether something is amiss. A fresh generation needs none of it.
-func (s *Store) saveFiles(g *generation, orphans []string, fresh bool, aside string) (keep bool, logs []logReport, err error) {
-	if fresh {
+func (s *Store) saveFiles(g *generation, left leftovers, aside string) (keep bool, logs []logReport, err error) {
+	if left.fresh {
 		logs, err = s.takeLogs(g, aside)
 		return false, logs, err
 	}
-	keep, err = s.saveOrphans(g, orphans, aside)
+	keep, err = s.saveOrphans(g, left.orphans, aside)
 	if err != nil {
 		return keep, nil, err
 	}
-	keepLogs, err := s.saveLogs(g, aside)
+	keepLogs, err := s.saveLogs(g, aside, left.clean != nil)
 	return keep || keepLogs, nil, err
 }
 
-// damagedGeneration tells of a generation that can be read only in part. It is never removed.
+// damagedGeneration tells of a generation that can be read only in part. It is never removed, and that is written down:
+// the next Open would find what is left of it, and nothing amiss.
 func (s *Store) damagedGeneration(g *generation, err error) {
 	if g.damaged.Swap(true) {
 		return
 	}
+	s.tellDamaged(g, err)
+	if err := writeFile(filepath.Join(g.dir, damagedFile), []byte(err.Error()+"\n")); err != nil {
+		s.log.Warn("damage not written down", slog.String("dir", g.dir), slog.Any("err", err))
+	}
+}
+
+func (s *Store) tellDamaged(g *generation, err error) {
 	s.stats.damaged.Inc()
 	s.log.Error("generation is damaged, some of its mail may be missing", slog.String("dir", g.dir), slog.Any("err", err))
 }
 
 // scan reads the records of a generation: progress first, so that each message is known with its own.
 func (s *Store) scan(g *generation, db *badger.DB) error {
-	return db.View(func(txn *badger.Txn) error {
+	return view(db, func(txn *badger.Txn) error {
 		progress := make(map[uint32][]byte)
 		err := each(txn, 'r', func(k, v []byte) error {
 			progress[seqOf(k)] = slices.Clone(v)
@@ -387,39 +429,45 @@ func (s *Store) countLive(num uint32, n int64) {
 }
 
 // applyOverrides brings messages to what was stored about them in later generations.
-func (s *Store) applyOverrides() {
+func (s *Store) applyOverrides() error {
 	slices.SortFunc(s.found.overrides, func(a, b override) int { return cmp.Compare(a.by, b.by) })
 	for _, o := range s.found.overrides {
 		row, ok := s.idx.find(o.id)
 		if !ok || s.idx.msgs.at(row).loc != o.at {
 			continue // it ended, or was moved
 		}
-		if err := s.applyOverride(row, o); err != nil {
+		err := s.applyOverride(row, o)
+		if err != nil && !errors.Is(err, ErrDamaged) {
+			return fmt.Errorf("override of %s: %w", o.id, err) // for now: no space, no descriptors
+		}
+		if err != nil {
 			s.damagedGeneration(s.gens[o.by], fmt.Errorf("override of %s: %w", o.id, err))
 		}
 	}
+	return nil
 }
 
 func (s *Store) applyOverride(row uint32, o override) error {
+	c := &change{id: o.id, at: o.at, override: o.by}
+	if o.progress == nil { // it ended: its content is swept once its record is gone
+		s.idx.remove(row)
+		s.found.amends = append(s.found.amends, c)
+		return nil
+	}
 	m, p, err := s.load(o.at)
 	if err != nil {
 		return err
 	}
-	c := &change{id: o.id, at: o.at, msg: m, override: o.by}
-	if o.progress != nil {
-		later, err := decodeProgress(o.progress, m.env)
-		if err != nil {
-			return err
-		}
-		if later.rev <= p.rev {
-			return nil
-		}
-		c.p = later
-		s.overrides[o.at] = o.progress
-		s.idx.update(row, m.env, later)
-	} else {
-		s.idx.remove(row)
+	later, err := decodeProgress(o.progress, m.env)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
+	if later.rev <= p.rev {
+		return nil
+	}
+	c.msg, c.p = m, later
+	s.overrides[o.at] = o.progress
+	s.idx.update(row, m.env, later)
 	s.found.amends = append(s.found.amends, c)
 	return nil
 }

@@ -43,8 +43,18 @@ func checkJournal(g *generation, clean cleanInfo) error {
 }
 
 // takeLogs takes the logs of a fresh generation's database away: they were not synced, so they may lack what was
-// promised, and have what was not. All that they are good for is to bear witness against a journal that is damaged.
+// promised, and have what was not. All that they are good for is to bear witness against a journal that is damaged. So
+// they stay while there is no room for what is to take their place, and the mark of a close that was cut short goes
+// before them: without a log it would speak for a database that is not there.
 func (s *Store) takeLogs(g *generation, aside string) ([]logReport, error) {
+	done, err := s.space.need(openRoom(g.info.Memtable))
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", g.dir, err)
+	}
+	done()
+	if err := unmark(g.dir); err != nil {
+		return nil, err
+	}
 	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem"))
 	if err != nil {
 		return nil, err
@@ -99,6 +109,9 @@ func (s *Store) redo(g *generation, d *database, aside string, logs []logReport)
 	})
 	if err == nil {
 		err = flush()
+	}
+	if err == nil {
+		err = d.log.secure(report, s.tune.sync)
 	}
 	if err == nil { // from now on the log has what the journal lacks
 		err = writeFile(filepath.Join(g.dir, redoneFile), nil)

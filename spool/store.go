@@ -219,7 +219,7 @@ func (s *Store) commit(ctx context.Context, m *message, p *progress, content []b
 			entries = append(entries, entry{key: progressKey(seq), value: p.encode()})
 		}
 		return entries
-	}, 1)
+	}, 1, 0)
 	if err != nil {
 		return err
 	}
@@ -239,8 +239,9 @@ func (s *Store) admit(m *message) error {
 	return s.space.room(0)
 }
 
-// add writes the entries of n new messages to the active generation, and goes on to the next one if it is full.
-func (s *Store) add(entries func(seq uint32) []entry, n uint32) (loc, error) {
+// add writes the entries of n new messages to the active generation, and goes on to the next one if it is full. about,
+// if not 0, is the generation that an override among them is about.
+func (s *Store) add(entries func(seq uint32) []entry, n, about uint32) (loc, error) {
 	for {
 		g, d, err := s.useActive()
 		if err != nil {
@@ -251,6 +252,7 @@ func (s *Store) add(entries func(seq uint32) []entry, n uint32) (loc, error) {
 		if err == nil {
 			g.records.Add(int64(n))
 			g.live.Add(int64(n))
+			g.pin(about) // before anybody can think that nothing holds it
 		}
 		if d.low() {
 			poke(s.low)
@@ -282,6 +284,10 @@ func (s *Store) useActive() (*generation, *database, error) {
 			}
 		}
 		d, err := g.use(s)
+		if errors.Is(err, errMoved) { // filled, drained and removed since
+			g = nil
+			continue
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -404,7 +410,7 @@ func (s *Store) discardSpare() error {
 	if _, err := g.closeIdle(s); err != nil {
 		g.abandon()
 	}
-	return os.RemoveAll(g.dir)
+	return takeAway(g.dir)
 }
 
 // Filled generations take memory until the keeper has closed them; so many may wait for it, and for so long is waited.
@@ -445,28 +451,32 @@ func (s *Store) create(num uint32) (g *generation, err error) {
 		return nil, fmt.Errorf("create %s: %w", dir, err)
 	}
 	defer done()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create %s: %w", dir, err)
+	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(dir)
-			err = fmt.Errorf("create %s: %w", dir, err)
+			err = errors.Join(fmt.Errorf("create %s: %w", dir, err), takeAway(dir))
 		}
 	}()
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
 	info := generationInfo{Version: generationVersion, Number: num, Memtable: memtable, KeyID: s.keys.id}
 	if err := writeJSON(filepath.Join(dir, generationFile), info); err != nil {
 		return nil, err
 	}
 	g = newGeneration(dir, info, s.keys.key)
-	d, err := s.openDatabase(dir, memtable, g.key)
+	// The journal first: a disk that fails shows it here, where there is nothing to be given back but a file.
+	log, err := createJournal(dir, size, g.key, s.tune.sync)
 	if err != nil {
 		return nil, err
 	}
-	// This commit reaches the log: what is promised later can do without, but not without a log that Badger opens.
-	if err = d.write([]entry{versionEntry()}); err == nil {
-		err = d.begin(size, g.key)
+	d, err := s.openDatabase(dir, memtable, g.key)
+	if err != nil {
+		log.f.Close()
+		return nil, err
 	}
+	// This commit reaches the log: what is promised later can do without, but not without a log that Badger opens.
+	err = d.write([]entry{versionEntry()})
+	d.begin(log)
 	if err == nil {
 		err = syncDir(s.dir)
 	}

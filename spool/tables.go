@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/dgraph-io/badger/v4"
 	sst "github.com/dgraph-io/badger/v4/table"
@@ -96,17 +97,29 @@ func isEmptyFolder(dir string) bool {
 	return true
 }
 
-// verifyTables reads every block. Badger panics over some that it can't read.
-func verifyTables(db *badger.DB) (err error) {
+// verifyTables reads every block.
+func verifyTables(db *badger.DB) error {
+	if err := guarded(db.VerifyChecksum); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
+// view is Badger's View, guarded.
+func view(db *badger.DB, f func(*badger.Txn) error) error {
+	return guarded(func() error { return db.View(f) })
+}
+
+// guarded makes an error of what would end the process: Badger panics over some of what it can't read, and it reads
+// through mappings, where a bad sector is a signal (SIGBUS).
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: badger: panic: %v", ErrDamaged, p)
 		}
 	}()
-	if err := db.VerifyChecksum(); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	return nil
+	return f()
 }
 
 // saveOrphans keeps tables that Badger is about to delete. One that is whole may be all that is left of what a torn
@@ -129,7 +142,8 @@ func (s *Store) saveOrphans(g *generation, orphans []string, aside string) (keep
 	return keep, nil
 }
 
-// checkTable walks the footer: index, its length, its checksum, the checksum's length. Badger verifies what they say.
+// checkTable reads all of a table, since Badger would read it through a mapping, and walks the footer: index, its length,
+// its checksum, the checksum's length. Badger verifies what they say.
 func checkTable(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -138,6 +152,9 @@ func checkTable(path string) error {
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, f); err != nil {
 		return err
 	}
 	at := fi.Size()

@@ -82,10 +82,10 @@ func (s *Store) verifyGeneration(ctx context.Context, g *generation, v *Verifica
 		return err
 	}
 	defer s.leave()
-	if _, ok := s.generation(g.num); !ok {
+	d, err := g.use(s)
+	if errors.Is(err, errMoved) {
 		return nil // removed meanwhile
 	}
-	d, err := g.use(s)
 	if err != nil {
 		v.Damages = append(v.Damages, Damage{Dir: g.dir, Text: err.Error()})
 		return nil

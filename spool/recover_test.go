@@ -1,0 +1,283 @@
+package spool
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"understudy/internal/mta"
+)
+
+// unsynced makes commits cheap, for tests in which nothing but the process is lost.
+func unsynced(tune tuning) tuning {
+	tune.sync = func(*os.File) error { return nil }
+	return tune
+}
+
+// putMany stores n messages of one octet: nearly all that they take is their records.
+func putMany(t *testing.T, s *Store, n int) {
+	t.Helper()
+	const workers = 50
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < n; i += workers {
+				if err := s.Put(t.Context(), testEnvelope("ann@example.org"), strings.NewReader("x")); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func wantMessages(t *testing.T, s *Store, n int64) {
+	t.Helper()
+	u, err := s.Usage(t.Context())
+	if err != nil || u.Messages != n {
+		t.Errorf("%d messages, want %d: %v, damages %v", u.Messages, n, err, s.Damages())
+	}
+}
+
+func TestAGenerationFullOfRecordsComesBackFromItsJournal(t *testing.T) {
+	for _, key := range []bool{false, true} {
+		cfg := testConfig(t)
+		cfg.GenerationSize = DefaultConfig().GenerationSize
+		if key {
+			cfg.KeyFile = writeKey(t)
+		}
+		s := openTest(t, cfg, unsynced(slow()))
+		const n = 20_000
+		putMany(t, s, n)
+		if used := s.active.db.used.Load(); s.generations() > 1 || used < smallMemtable {
+			t.Fatalf("%d generations, %d octets of records: that shows nothing", s.generations(), used)
+		}
+		for range 2 {
+			crash(s)
+			s = openTest(t, cfg, unsynced(slow()))
+			wantMessages(t, s, n)
+		}
+		closeTest(t, s)
+		s = openTest(t, cfg, unsynced(slow()))
+		wantMessages(t, s, n)
+		crash(s)
+	}
+}
+
+func TestTheMarkOfACloseThatWasCutShortIsNotBelieved(t *testing.T) {
+	for _, logs := range []string{"there", "away"} {
+		cfg := testConfig(t)
+		s := openTest(t, cfg, slow())
+		var ids []mta.ID
+		for range 5 {
+			ids = append(ids, mustPut(t, s, 3000, "ann@example.org").ID)
+		}
+		g := s.active
+		mark := cleanInfo{Records: g.records.Load(), Journal: g.db.journalSize()}
+		if err := writeJSON(filepath.Join(g.dir, cleanFile), mark); err != nil {
+			t.Fatal(err)
+		}
+		crash(s)
+		if logs == "away" { // another Open had begun to make the database anew
+			for _, path := range glob(t, g.dir, "*.mem") {
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range 2 {
+			s = openTest(t, cfg, slow())
+			for _, id := range ids {
+				wantBody(t, s, id, 3000)
+			}
+			if d := s.Damages(); len(d) > 0 {
+				t.Errorf("logs %s: %v", logs, d)
+			}
+			crash(s)
+		}
+	}
+}
+
+func glob(t *testing.T, dir, pattern string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestALogWithoutRoomForItsSuccessorStays(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	mustPut(t, s, 3000, "ann@example.org")
+	g := s.active
+	crash(s)
+	s.space.pledged = 1 << 50
+	if _, err := s.takeLogs(g, filepath.Join(cfg.Dir, asideDir, "x")); !errors.Is(err, errNoSpace) {
+		t.Errorf("got %v", err)
+	}
+	if len(glob(t, g.dir, "*.mem")) == 0 {
+		t.Error("the log is gone")
+	}
+}
+
+// A message is copied to the active generation, and the process is killed between the write of the copy and its sync. The
+// recovery takes the copy for the later one and gives the original up: from then on a power cut must not undo the copy.
+func TestWhatARecoveryBuildsOnIsOnStableStorage(t *testing.T) {
+	cfg := testConfig(t)
+	tune := slow()
+	flaky := &flakySync{logs: make(map[string][]byte)}
+	fails := false
+	tune.sync = func(f *os.File) error {
+		if fails && filepath.Base(f.Name()) == journalFile {
+			return errDisk
+		}
+		return flaky.sync(f)
+	}
+	s := openTest(t, cfg, tune)
+	m := mustPut(t, s, 3000, "ann@example.org")
+	first := s.active
+	if _, err := s.roll(first); err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, s, 3000, "keep@example.net")
+	fails = true
+	s.evacuate(t.Context(), first)
+	fails = false
+	crash(s)
+	s = openTest(t, cfg, tune)
+	s.removeDrained()
+	if at, _ := s.where(m.ID); at.gen == first.num || len(glob(t, cfg.Dir, filepath.Base(first.dir))) > 0 {
+		t.Fatalf("it is at %v, the folders are %v: that shows nothing", at, folders(t, cfg))
+	}
+	crash(s)
+	flaky.powerCut(t)
+	s = openTest(t, cfg, slow())
+	wantBody(t, s, m.ID, 3000)
+	closeTest(t, s)
+}
+
+func TestDamageIsRememberedAndNothingOfItIsRemoved(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	for range 3 {
+		mustPut(t, s, 3000, "ann@example.org")
+	}
+	large := mustPut(t, s, 200<<10, "ann@example.org") // its content has a file of its own
+	mustPut(t, s, 3000, "ann@example.org")
+	first := s.active
+	crash(s)
+	path := filepath.Join(first.dir, journalFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[bytes.Index(b, large.ID[:])+40] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s = openTest(t, cfg, quick())
+		if len(s.Damages()) == 0 {
+			t.Error("the damage is forgotten")
+		}
+		if len(glob(t, cfg.Dir, bodiesDir+"/*")) != 1 {
+			t.Error("the content of the message that can't be read was swept")
+		}
+		deliver(t, s, "example.org", func(mta.ID) bool { return false })
+		for range 3 {
+			s.removeDrained()
+		}
+		if len(glob(t, cfg.Dir, filepath.Base(first.dir))) != 1 {
+			t.Error("the damaged generation was removed")
+		}
+		closeTest(t, s)
+	}
+}
+
+func TestARemovedGenerationIsNotMadeAnew(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	mustPut(t, s, 100, "ann@example.org")
+	stale := s.active
+	if _, err := s.roll(stale); err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, s, "example.org", func(mta.ID) bool { return false })
+	s.removeDrained()
+	if len(glob(t, cfg.Dir, filepath.Base(stale.dir))) > 0 {
+		t.Fatal("it was not removed")
+	}
+	if _, err := stale.use(s); !errors.Is(err, errMoved) {
+		t.Errorf("got %v, want errMoved", err)
+	}
+	v := &Verification{}
+	if err := s.verifyGeneration(t.Context(), stale, v); err != nil || len(v.Damages) > 0 {
+		t.Errorf("%v %v", v, err)
+	}
+	closeTest(t, s)
+	if found := glob(t, cfg.Dir, filepath.Base(stale.dir)); len(found) > 0 {
+		t.Error(found)
+	}
+}
+
+// A mapping that can't be read is a signal, not an error: here because the file was cut, else because of a bad sector.
+func TestAPageThatCantBeReadIsDamageAndNotTheEnd(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	env := mustPut(t, s, 3000, "ann@example.org")
+	closeTest(t, s)
+	s = openTest(t, cfg, slow())
+	at, _ := s.where(env.ID)
+	g, _ := s.generation(at.gen)
+	if _, err := g.use(s); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range glob(t, g.dir, "*.sst") {
+		if err := os.Truncate(path, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := readBody(t, s, env.ID); !errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v, want ErrDamaged", err)
+	}
+	if err := verifyTables(g.db.db); !errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v, want ErrDamaged", err)
+	}
+	g.release()
+	crash(s)
+}
+
+func TestAGenerationThatCantBeMadeLeavesNothingBehind(t *testing.T) {
+	cfg := testConfig(t)
+	tune := slow()
+	fails := false
+	tune.sync = func(*os.File) error {
+		if fails {
+			return errDisk
+		}
+		return nil
+	}
+	s := openTest(t, cfg, tune)
+	defer closeTest(t, s)
+	fails = true
+	before, _ := files()
+	for range 10 {
+		if _, err := s.create(s.number()); !errors.Is(err, errDisk) {
+			t.Fatal(err)
+		}
+	}
+	if after, _ := files(); after > before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+	if f := folders(t, cfg); len(f) != 1 {
+		t.Errorf("folders %v", f)
+	}
+	fails = false
+}
