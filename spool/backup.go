@@ -108,8 +108,10 @@ func (s *Store) backupMessage(ctx context.Context, out *tar.Writer, id mta.ID, t
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil
-	case ctx.Err() != nil || errors.Is(err, ErrClosed):
+	case errors.Is(err, ErrClosed):
 		return err
+	case ctx.Err() != nil:
+		return errors.Join(ctx.Err(), closeIf(content))
 	case err != nil:
 		t.Skipped = append(t.Skipped, Skipped{ID: id, Text: err.Error()})
 		return nil
@@ -133,6 +135,13 @@ func (s *Store) backupMessage(ctx context.Context, out *tar.Writer, id mta.ID, t
 	t.Messages++
 	t.Bytes += n
 	return err
+}
+
+func closeIf(c io.Closer) error {
+	if c == nil {
+		return nil
+	}
+	return c.Close()
 }
 
 func (s *Store) readSafe(ctx context.Context, id mta.ID) (*message, *progress, error) {

@@ -26,21 +26,22 @@ import (
 //
 // run is the only goroutine that writes.
 type database struct {
-	dir    string
-	db     *badger.DB
-	wal    *os.File // the log that Badger writes through a mapping
-	log    *journal // nil in a generation of format 1, or if it is lost
-	limit  int64    // what the log and the tree may take
-	fresh  bool     // it was made for new mail: commits go to the journal
-	batch  int64    // what one commit may take
-	queue  chan *write
-	done   chan struct{} // closed when run ended
-	used   atomic.Int64  // of limit; changed by run alone
-	held   *write        // owned by run: taken from queue, did not fit into the last commit
-	next   string        // Badger's next log file: that it exists means that the log was changed
-	stats  *metrics
-	syncer func(*os.File) error
-	fail   atomic.Pointer[error] // the first fault; nothing is written after it
+	dir      string
+	db       *badger.DB
+	wal      *os.File // the log that Badger writes through a mapping
+	log      *journal // nil in a generation of format 1, or if it is lost
+	limit    int64    // what the log and the tree may take
+	fresh    bool     // it was made for new mail: commits go to the journal
+	batch    int64    // what one commit may take
+	queue    chan *write
+	done     chan struct{} // closed when run ended
+	used     atomic.Int64  // of limit; changed by run alone
+	held     *write        // owned by run: taken from queue, did not fit into the last commit
+	next     string        // Badger's next log file: that it exists means that the log was changed
+	stats    *metrics
+	syncer   func(*os.File) error
+	patience time.Duration         // how long a commit may take
+	fail     atomic.Pointer[error] // the first fault; nothing is written after it
 }
 
 var (
@@ -63,9 +64,6 @@ type entry struct{ key, value, content []byte }
 // entryCost is an upper bound for what an entry takes besides its octets: a node of Badger's tree, and the log's header
 // and checksum.
 const entryCost = 160
-
-// commitWait is how long a commit may take. A disk that does not answer for so long is no place to promise from.
-const commitWait = time.Minute
 
 // Badger's limits, from its source: a commit takes at most 15 % of the memtable, a value at most 1 MiB inline.
 const (
@@ -130,7 +128,7 @@ func (c crier) Debugf(string, ...any) {}
 func (s *Store) openDatabase(dir string, memtable int64, key []byte) (*database, error) {
 	d := &database{
 		dir: dir, limit: memtable - 64<<10, batch: memtable * batchPercent / 100 * 9 / 10,
-		queue: make(chan *write, 1024), done: make(chan struct{}), stats: s.stats, syncer: s.tune.sync,
+		queue: make(chan *write, 1024), done: make(chan struct{}), stats: s.stats, syncer: s.tune.sync, patience: s.tune.patience,
 	}
 	db, err := openBadger(badgerOptions(dir, memtable, key, crier{s.log, d.poison}))
 	if err != nil {
@@ -177,7 +175,11 @@ func (d *database) closeJournal() error {
 	return d.log.f.Close()
 }
 
+// openBadger wants some descriptors to be free: Badger ends the process when it can't open one of its files.
 func openBadger(o badger.Options) (db *badger.DB, err error) {
+	if open, most := files(); most-open < openFiles {
+		return nil, fmt.Errorf("%w: %d are open, the limit is %d", errNoFiles, open, most)
+	}
 	err = guarded(func() error {
 		db, err = badger.Open(o)
 		return err
@@ -268,19 +270,19 @@ func (d *database) write(entries []entry) error {
 	if err := d.poisoned(); err != nil {
 		return err
 	}
-	timer := time.NewTimer(commitWait)
+	timer := time.NewTimer(d.patience)
 	defer timer.Stop()
 	select {
 	case d.queue <- w:
 	case <-timer.C:
-		d.poison(fmt.Errorf("no commit for %s", commitWait))
+		d.poison(fmt.Errorf("no commit for %s", d.patience))
 		return d.poisoned()
 	}
 	select {
 	case err := <-w.done:
 		return err
 	case <-timer.C:
-		d.poison(fmt.Errorf("no commit for %s", commitWait))
+		d.poison(fmt.Errorf("no commit for %s", d.patience))
 		return fmt.Errorf("%w: %w", ErrUnknown, d.poisoned())
 	}
 }
@@ -439,7 +441,7 @@ func (d *database) stop() {
 // settleDown waits until Badger has turned the logs that it replayed into a table, so that their room is not counted on
 // twice.
 func (d *database) settleDown() error {
-	for limit := time.Now().Add(commitWait); ; time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(d.patience); ; time.Sleep(5 * time.Millisecond) {
 		logs, err := filepath.Glob(filepath.Join(d.dir, "*.mem"))
 		if err != nil || len(logs) <= 1 {
 			return err
@@ -448,7 +450,7 @@ func (d *database) settleDown() error {
 			return err
 		}
 		if time.Now().After(limit) {
-			return fmt.Errorf("%s: log not written out for %s", d.dir, commitWait)
+			return fmt.Errorf("%s: log not written out for %s", d.dir, d.patience)
 		}
 	}
 }

@@ -386,8 +386,8 @@ func TestADiskThatFailsForGoodGivesNo250(t *testing.T) {
 		t.Error("ready on a broken disk")
 	}
 	err := s.Room(t.Context(), "example.org", 1)
-	if r, ok := errors.AsType[*mta.Reply](err); !ok || r.Code != 452 {
-		t.Errorf("room: %v, want 452", err)
+	if r, ok := errors.AsType[*mta.Reply](err); !ok || r.Code != 451 {
+		t.Errorf("room: %v, want 451", err)
 	}
 	wantBody(t, s, env.ID, 100) // what was taken can be delivered
 	l := mustClaim(t, s, mta.ClaimRequest{Dest: "example.org"})

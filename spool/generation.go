@@ -60,6 +60,7 @@ type generation struct {
 	pins    map[uint32]struct{} // generations that overrides here are about
 	left    bool                // poisoned: what lives is copied out, then it is removed
 	gone    bool                // its folder is away: Badger would make a new one
+	stuck   bool                // its database is being closed, for longer than anybody waits
 }
 
 func newGeneration(dir string, info generationInfo, key []byte) *generation {
@@ -92,8 +93,11 @@ func (g *generation) use(s *Store) (*database, error) {
 	for g.recycle && g.refs > 0 {
 		g.idle.Wait()
 	}
-	if g.gone {
+	switch {
+	case g.gone:
 		return nil, errMoved
+	case g.stuck:
+		return nil, fmt.Errorf("%s: %w", g.dir, errStuck)
 	}
 	if g.recycle && g.db != nil {
 		if err := g.closeLocked(s); err != nil {
@@ -203,13 +207,39 @@ func (g *generation) closeLocked(s *Store) error {
 		return err
 	}
 	g.db, g.recycle = nil, false
-	return d.close()
+	return g.endDatabase(d, d.close)
 }
 
 // abandonLocked leaves the database as a crash would. It needs g.mu and no users.
 func (g *generation) abandonLocked() {
-	g.db.abandon()
+	d := g.db
 	g.db, g.recycle = nil, false
+	g.endDatabase(d, func() error { d.abandon(); return nil })
+}
+
+var errStuck = errors.New("the disk does not answer, and the generation is not closed yet")
+
+// endDatabase waits for an end of the database, though not for ever: on a disk that does not answer a sync may take as
+// long as it likes, and Badger tries again and again to write its table. Until then nobody opens it a second time, and
+// only those wait who want mail of this generation. It needs g.mu.
+func (g *generation) endDatabase(d *database, end func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- end() }()
+	timer := time.NewTimer(d.patience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+	}
+	g.stuck = true
+	go func() {
+		<-done
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.stuck = false
+	}()
+	return fmt.Errorf("close %s: %w", g.dir, errStuck)
 }
 
 // closeIdle closes the database if nobody uses it, and reports whether it is closed.

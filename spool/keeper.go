@@ -217,7 +217,7 @@ func (s *Store) move(g *generation, ids []mta.ID) error {
 		if !ok || at.gen != g.num {
 			continue
 		}
-		if err := s.moveOne(id, at); err != nil {
+		if err := s.moveOne(id, at); err != nil && !errors.Is(err, errInDoubt) {
 			return err
 		}
 	}

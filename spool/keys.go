@@ -191,8 +191,8 @@ func newOpener(r io.Reader, k *keyring) (*opener, error) {
 		return nil, err
 	}
 	key, err := k.find(head.keyID, "content")
-	if err != nil {
-		return nil, err
+	if err != nil { // its generation has the same key, and was opened: so the ID itself is damaged
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	aead, err := frameCipher(key, head.salt)
 	if err != nil {

@@ -228,21 +228,29 @@ func (s *Store) copyLog(path string, b []byte) error {
 func (s *Store) tellLog(g *generation, dir string, r logReport) bool {
 	attrs := []any{slog.String("dir", g.dir), slog.String("file", r.name), slog.Int("commits", r.commits), slog.Int64("end", r.end)}
 	if r.lost > 0 {
-		s.stats.damaged.Inc()
 		s.log.Error("log is damaged: commits behind the damage are not replayed", append(attrs, slog.Int("lost", r.lost),
 			slog.String("missing", joinIDs(r.missing)), slog.String("copy", dir))...)
+		s.damagedGeneration(g, fmt.Errorf("%w: its log, before %d commits", ErrDamaged, r.lost))
 		return true
 	}
 	if r.doubtful {
-		s.stats.damaged.Inc()
-		s.log.Error("the last commit of a log is damaged: if it was promised, it is lost", append(attrs,
-			slog.String("missing", joinIDs(r.pending)), slog.String("copy", dir))...)
+		s.tellDoubt(g, r.pending, dir, attrs)
 		return true
 	}
 	if len(r.pending) > 0 || r.size > r.end {
 		s.log.Warn("log ends in a commit that was not finished", append(attrs, slog.Int64("size", r.size), slog.String("unfinished", joinIDs(r.pending)))...)
 	}
 	return r.monstrous
+}
+
+// tellDoubt tells of a commit at the end of a log that is damaged rather than unfinished.
+func (s *Store) tellDoubt(g *generation, missing []mta.ID, aside string, attrs []any) {
+	s.stats.damaged.Inc()
+	s.found.mu.Lock()
+	s.amiss = append(s.amiss, Damage{Dir: g.dir, Text: "the last commit of its log is damaged; copy in " + aside})
+	s.found.mu.Unlock()
+	s.log.Error("the last commit of a log is damaged: if it was promised, it is lost", append(attrs,
+		slog.String("missing", joinIDs(missing)), slog.String("copy", aside))...)
 }
 
 // asideKeep is how long copies wait for somebody to look at them.

@@ -14,6 +14,9 @@ var errNoPrealloc = errors.New("file system can't preallocate")
 // preallocate takes real blocks for the first size octets of a file.
 func preallocate(f *os.File, size int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+	for errors.Is(err, unix.EINTR) { // tmpfs gives up at a signal, and the runtime sends some
+		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	}
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return errNoPrealloc
 	}

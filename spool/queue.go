@@ -35,6 +35,10 @@ type backing interface {
 // errMoved says that a message is not, or no longer, where it was looked for.
 var errMoved = errors.New("message is not in this place")
 
+// errInDoubt says that a message's end was begun and could not be stored: it is there again after a restart, unless who
+// holds its lease says the end once more.
+var errInDoubt = errors.New("the message's end could not be stored")
+
 // change is a new state of one message, to be made durable.
 type change struct {
 	id       mta.ID
@@ -285,8 +289,18 @@ func (q *queue) fill(ref mta.LeaseRef, until time.Time) (mta.Lease, error) {
 	return l, nil
 }
 
-// read loads a message by its ID, wherever it is by now.
+// read loads a message by its ID, wherever it is by now. Whoever holds the message's lock uses readLocked.
 func (q *queue) read(id mta.ID) (*message, *progress, error) {
+	m, p, err := q.readLocked(id)
+	if !errors.Is(err, ErrDamaged) {
+		return m, p, err
+	}
+	// It may have ended on the disk and not yet in the index: between the two its lock is held.
+	defer q.lock(id)()
+	return q.readLocked(id)
+}
+
+func (q *queue) readLocked(id mta.ID) (*message, *progress, error) {
 	for {
 		at, ok := q.where(id)
 		if !ok {
@@ -533,7 +547,7 @@ func (w *work) change(id mta.ID) (*change, error) {
 	if c := w.byID[id]; c != nil {
 		return c, nil
 	}
-	m, p, err := w.q.read(id)
+	m, p, err := w.q.readLocked(id)
 	if err != nil {
 		return nil, err
 	}
@@ -560,8 +574,17 @@ func (q *queue) Body(ctx context.Context, id mta.ID) (io.ReadCloser, error) {
 	return &alertReader{ReadCloser: r, q: q, id: id}, nil
 }
 
-// body opens the content, wherever it is by now.
+// body opens the content, wherever it is by now; see read.
 func (q *queue) body(id mta.ID) (io.ReadCloser, error) {
+	r, err := q.bodyLocked(id)
+	if !errors.Is(err, ErrDamaged) {
+		return r, err
+	}
+	defer q.lock(id)()
+	return q.bodyLocked(id)
+}
+
+func (q *queue) bodyLocked(id mta.ID) (io.ReadCloser, error) {
 	for {
 		at, ok := q.where(id)
 		if !ok {

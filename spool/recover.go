@@ -39,8 +39,9 @@ type stored struct {
 // recoverers read generations side by side.
 const recoverers = 3
 
-// recover reads all generations into the index. Only a format or key that is not ours, or a full disk, keeps the
-// spool from opening; a generation that can't be read is left alone, with an alert, and the others go on.
+// recover reads all generations into the index. Only a format or key that is not ours, or a want of the moment (room,
+// descriptors), keeps the spool from opening; a generation that can't be read is left alone, with an alert, and the
+// others go on.
 func (s *Store) recover(ctx context.Context) error {
 	s.found = &findings{files: make(map[string]struct{})}
 	gens, err := s.findGenerations()
@@ -198,11 +199,10 @@ func (s *Store) recoverGeneration(g *generation) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, badger.ErrEncryptionKeyMismatch):
-		return fmt.Errorf("%s: the key with the ID %s does not open it: %w", g.dir, g.info.KeyID, err)
-	case errors.Is(err, errNoSpace):
+	case passing(err):
 		return err
 	}
+	// Even if Badger says that the key is wrong: it has the right ID, so it is Badger's registry of keys that is damaged.
 	s.breakGeneration(g.dir, err)
 	s.mu.Lock()
 	delete(s.gens, g.num)
@@ -437,8 +437,8 @@ func (s *Store) applyOverrides() error {
 			continue // it ended, or was moved
 		}
 		err := s.applyOverride(row, o)
-		if err != nil && !errors.Is(err, ErrDamaged) {
-			return fmt.Errorf("override of %s: %w", o.id, err) // for now: no space, no descriptors
+		if passing(err) {
+			return fmt.Errorf("override of %s: %w", o.id, err)
 		}
 		if err != nil {
 			s.damagedGeneration(s.gens[o.by], fmt.Errorf("override of %s: %w", o.id, err))
@@ -483,7 +483,7 @@ func (s *Store) amendStale() {
 // sweepBodies removes content that no record names: its 250 was never said, or its message has ended. While anything
 // is damaged nobody knows what may be missing, and nothing is swept.
 func (s *Store) sweepBodies() {
-	if len(s.broken) > 0 || slices.ContainsFunc(s.snapshot(), func(g *generation) bool { return g.damaged.Load() }) {
+	if len(s.broken)+len(s.amiss) > 0 || slices.ContainsFunc(s.snapshot(), func(g *generation) bool { return g.damaged.Load() }) {
 		return
 	}
 	dir := filepath.Join(s.dir, bodiesDir)

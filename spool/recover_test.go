@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"understudy/internal/mta"
 )
@@ -280,4 +282,180 @@ func TestAGenerationThatCantBeMadeLeavesNothingBehind(t *testing.T) {
 		t.Errorf("folders %v", f)
 	}
 	fails = false
+}
+
+// Badger is told of an end before that is on the disk, and the index only after.
+func TestAnEndOnItsWayToTheDiskIsNoDamage(t *testing.T) {
+	cfg := testConfig(t)
+	tune := slow()
+	entered, goOn := make(chan struct{}), make(chan struct{})
+	var blocks atomic.Bool
+	tune.sync = func(*os.File) error {
+		if blocks.CompareAndSwap(true, false) {
+			close(entered)
+			<-goOn
+		}
+		return nil
+	}
+	s := openTest(t, cfg, tune)
+	defer closeTest(t, s)
+	env := mustPut(t, s, 100, "ann@example.org")
+	l := mustClaim(t, s, mta.ClaimRequest{Dest: "example.org"})
+	blocks.Store(true)
+	settled := make(chan error, 1)
+	go func() { settled <- s.Settle(t.Context(), settlement(l, mta.Delivered, 250))[0] }()
+	<-entered
+	read := make(chan error, 2)
+	go func() { _, err := readBody(t, s, env.ID); read <- err }()
+	go func() { _, err := s.Get(t.Context(), env.ID); read <- err }()
+	waitFor(t, "Badger knows of the end", func() bool {
+		at, ok := s.where(env.ID)
+		_, _, err := s.load(at)
+		return ok && errors.Is(err, errMoved)
+	})
+	close(goOn)
+	for range 2 {
+		if err := <-read; err != nil && !errors.Is(err, ErrNotFound) {
+			t.Errorf("read: %v", err)
+		}
+	}
+	if err := <-settled; err != nil {
+		t.Error(err)
+	}
+	if d := s.Damages(); len(d) > 0 {
+		t.Error(d)
+	}
+}
+
+func TestASettlementThatCouldNotBeStoredDamagesNothing(t *testing.T) {
+	cfg := testConfig(t)
+	tune := quick()
+	var fails atomic.Bool
+	tune.sync = func(*os.File) error {
+		if fails.Load() {
+			return errDisk
+		}
+		return nil
+	}
+	s := openTest(t, cfg, tune)
+	env := mustPut(t, s, 100, "ann@example.org")
+	for range 5 {
+		mustPut(t, s, 100, "ann@example.net")
+	}
+	first := s.active
+	l := mustClaim(t, s, mta.ClaimRequest{Dest: "example.org"})
+	fails.Store(true)
+	if err := s.Settle(t.Context(), settlement(l, mta.Delivered, 250))[0]; err == nil {
+		t.Fatal("it was stored on a disk that fails")
+	}
+	fails.Store(false)
+	if f := s.LastFault(); f.At.IsZero() || !errors.Is(f.Err, errDisk) {
+		t.Errorf("the fault is not told: %+v", f)
+	}
+	waitFor(t, "all others are evacuated", func() bool { return first.live.Load() == 1 })
+	if _, err := s.Get(t.Context(), env.ID); !errors.Is(err, errInDoubt) {
+		t.Errorf("got %v, want errInDoubt", err)
+	}
+	if d := s.Damages(); len(d) > 0 {
+		t.Errorf("damages %v", d)
+	}
+	if err := s.Settle(t.Context(), settlement(l, mta.Delivered, 250))[0]; err != nil {
+		t.Errorf("said once more: %v", err)
+	}
+	waitFor(t, "the generation is removed", func() bool { return len(glob(t, cfg.Dir, filepath.Base(first.dir))) == 0 })
+	closeTest(t, s)
+}
+
+func TestADamagedRegistryOfKeysIsItsGenerationsFaultAlone(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.KeyFile = writeKey(t)
+	s := openTest(t, cfg, slow())
+	mustPut(t, s, 100, "ann@example.org")
+	first := s.active
+	if _, err := s.roll(first); err != nil {
+		t.Fatal(err)
+	}
+	other := mustPut(t, s, 100, "ann@example.org")
+	closeTest(t, s)
+	path := filepath.Join(first.dir, "KEYREGISTRY")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[20] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	wantBody(t, s, other.ID, 100)
+	if d := s.Damages(); len(d) != 1 || d[0].Dir != first.dir {
+		t.Errorf("damages %v", d)
+	}
+}
+
+func TestASealedFileWithADamagedKeyIDIsHeld(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.KeyFile = writeKey(t)
+	s := openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	env := mustPut(t, s, 200<<10, "ann@example.org")
+	path := glob(t, cfg.Dir, bodiesDir+"/*")[0]
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(sealMagic)] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readBody(t, s, env.ID); !errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v, want ErrDamaged", err)
+	}
+	if d := s.Damages(); len(d) != 1 || d[0].ID != env.ID {
+		t.Errorf("damages %v", d)
+	}
+}
+
+func TestADiskThatDoesNotAnswerHoldsUpNobodyForEver(t *testing.T) {
+	cfg := testConfig(t)
+	tune := slow()
+	tune.patience = 50 * time.Millisecond
+	var hangs atomic.Bool
+	goOn := make(chan struct{})
+	tune.sync = func(f *os.File) error {
+		if hangs.Load() {
+			<-goOn
+		}
+		return nil
+	}
+	s := openTest(t, cfg, tune)
+	before := mustPut(t, s, 100, "ann@example.org")
+	first := s.active
+	hangs.Store(true)
+	env := testEnvelope("ann@example.org")
+	err := s.Put(t.Context(), env, bytes.NewReader(contentOf(env.ID, 100)))
+	if !errors.Is(err, ErrUnknown) && !errors.Is(err, errPoisoned) {
+		t.Fatalf("got %v: a commit that was not answered is no 250", err)
+	}
+	if _, err := first.closeIdle(s); err != nil {
+		t.Error(err) // it is poisoned, so it is only left
+	}
+	if _, err := first.use(s); !errors.Is(err, errStuck) {
+		t.Errorf("got %v, want errStuck", err)
+	}
+	if _, err := s.Get(t.Context(), before.ID); err == nil || errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v", err)
+	}
+	hangs.Store(false)
+	close(goOn)
+	waitFor(t, "the disk has answered", func() bool {
+		_, err := s.Get(t.Context(), before.ID)
+		return err == nil
+	})
+	wantBody(t, s, before.ID, 100)
+	closeTest(t, s)
+	s = openTest(t, cfg, slow())
+	wantBody(t, s, before.ID, 100)
+	closeTest(t, s)
 }

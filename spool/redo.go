@@ -157,9 +157,7 @@ func (s *Store) tellJournal(g *generation, aside string, r journalReport, w test
 		s.damagedGeneration(g, fmt.Errorf("%w: its journal, at %d places", ErrDamaged, r.lost))
 		return true
 	case w.commits > 0 || len(w.ids) > 0:
-		s.stats.damaged.Inc()
-		s.log.Error("the last commit of a log is damaged: if it was promised, it is lost", append(attrs,
-			slog.String("missing", joinIDs(w.ids)), slog.String("copy", aside))...)
+		s.tellDoubt(g, w.ids, aside, attrs)
 		return true
 	case r.torn:
 		s.log.Warn("log ends in a commit that was not finished", attrs...)

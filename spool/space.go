@@ -203,8 +203,40 @@ func makeBallast(path string, size int64) error {
 	return f.Sync()
 }
 
-// minFiles are the descriptors kept free: a generation takes about ten.
-const minFiles = 64
+// minFiles are the descriptors kept free from new mail, openFiles those that must be free to open a database: it takes
+// about ten.
+const (
+	minFiles  = 64
+	openFiles = 24
+)
+
+var errNoFiles = errors.New("few file descriptors are left")
+
+// passing reports a fault of the moment, which says nothing of what is stored: no room, no memory, no descriptors.
+func passing(err error) bool {
+	for _, one := range []error{errNoSpace, errNoFiles, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOSPC, unix.EDQUOT} {
+		if errors.Is(err, one) {
+			return true
+		}
+	}
+	return false
+}
+
+// fileWatch tells whether few descriptors are left, as it was a moment ago.
+type fileWatch struct {
+	asked atomic.Int64 // when, in nanoseconds
+	few   atomic.Bool
+}
+
+func (w *fileWatch) crowded() bool {
+	const every = time.Second
+	now, last := time.Now().UnixNano(), w.asked.Load()
+	if now-last > int64(every) && w.asked.CompareAndSwap(last, now) {
+		open, most := files()
+		w.few.Store(most-open < minFiles)
+	}
+	return w.few.Load()
+}
 
 // files counts the descriptors of this process and its limit.
 func files() (open, most int64) {

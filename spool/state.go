@@ -43,6 +43,7 @@ var ErrConflict = errors.New("spool: state: revision conflict")
 type stateStore struct {
 	db    *badger.DB
 	space *space
+	files fileWatch
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 	seed  maphash.Seed
@@ -190,10 +191,14 @@ func (s *stateStore) enter(ctx context.Context) error {
 	return nil
 }
 
-// room keeps Badger from writing through its mappings onto a full disk.
+// room keeps Badger from writing through its mappings onto a full disk, and from making files without descriptors: either
+// would end the process.
 func (s *stateStore) room() error {
 	if s.space == nil {
 		return nil
+	}
+	if s.files.crowded() {
+		return errNoFiles
 	}
 	done, err := s.space.need(stateNeed)
 	if err != nil {

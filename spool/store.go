@@ -38,11 +38,13 @@ type Store struct {
 
 	rolling  sync.Mutex    // held while a new generation is made
 	failed   error         // why the last one could not be made; guarded by mu
+	fault    Fault         // the last commit that failed; guarded by mu
 	retryAt  time.Time     // not before; guarded by mu
 	patience time.Duration // until the next retry after that; guarded by mu
 
 	found   *findings     // of recover, until begin
 	broken  []string      // folders of generations that could not be opened; set by recover
+	amiss   []Damage      // what was promised may be missing from the end of a log; set by recover
 	crowded atomic.Bool   // few descriptors are left
 	work    chan struct{} // wakes the keeper; capacity 1
 	low     chan struct{} // wakes the preparer; capacity 1
@@ -308,16 +310,37 @@ func (s *Store) leaveBehind(g *generation) {
 	g.mu.Lock()
 	first := !g.left
 	g.left = true
+	var why error
+	if g.db != nil {
+		why = g.db.poisoned()
+	}
 	g.mu.Unlock()
 	s.mu.Lock()
 	if s.active == g {
 		s.active = nil
 	}
+	if first {
+		s.fault = Fault{At: time.Now(), Err: why}
+	}
 	s.mu.Unlock()
 	if first {
-		s.log.Error("commit failed, generation is left behind", slog.String("dir", g.dir))
+		s.log.Error("commit failed, generation is left behind", slog.String("dir", g.dir), slog.Any("err", why))
 		s.wake()
 	}
+}
+
+// Fault is a commit that failed.
+type Fault struct {
+	At  time.Time // zero: there was none
+	Err error
+}
+
+// LastFault is the last commit that failed or was doubtful since the spool was opened. Whoever waited for it did not hear
+// 250, and what was stored before is safe; but a disk that fails once will fail again.
+func (s *Store) LastFault() Fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fault
 }
 
 // roll makes a new active generation in place of old, unless that was done already.
@@ -446,7 +469,8 @@ func (s *Store) create(num uint32) (g *generation, err error) {
 	dir := filepath.Join(s.dir, generationName(num))
 	size := int64(s.cfg.GenerationSize)
 	memtable := memtableFor(s.cfg.GenerationSize)
-	done, err := s.space.want(2*memtable + size + openNeed) // the ballast is for deliveries
+	// The ballast is for deliveries, and so is room to open one of the generations that are there.
+	done, err := s.space.want(openRoom(memtable) + size + openRoom(memtable))
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", dir, err)
 	}
@@ -511,6 +535,9 @@ func (s *Store) load(at loc) (*message, *progress, error) {
 	}
 	defer g.release()
 	b, err := d.get(messageKey(at.seq))
+	if errors.Is(err, badger.ErrKeyNotFound) && d.poisoned() != nil {
+		return nil, nil, errInDoubt
+	}
 	if err != nil {
 		return nil, nil, notThere(err)
 	}
@@ -593,8 +620,12 @@ func (s *Store) inline(at loc, m *message) ([]byte, error) {
 
 // room implements backing.
 func (s *Store) room(size int64) error {
-	if err := s.writable(); err != nil {
+	err := s.writable()
+	if errors.Is(err, errNoSpace) {
 		return full("%v", err)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", mta.NewReply(451, "4.3.0", "Mail can't be stored for the moment, try again later"), err)
 	}
 	if s.crowded.Load() {
 		return full("few file descriptors are left")

@@ -40,7 +40,9 @@ func inspect(dir string) (orphans []string, err error) {
 			orphans = append(orphans, path)
 			continue
 		}
-		if err := checkTable(path); err != nil {
+		if err := checkTable(path); passing(err) {
+			return nil, err
+		} else if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", errNotBadger, path, err)
 		}
 	}

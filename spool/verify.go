@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"understudy/internal/mta"
 )
@@ -25,12 +26,9 @@ type Verification struct {
 
 // Damages lists what is known to be damaged, without reading anything: an alarm for as long as it is not empty. A
 // message leaves the list when an operator deletes or unholds it, a generation only when its folder is taken away and
-// the spool opened again.
+// the spool opened again; that the last commit before a crash may be missing is told until the next start.
 func (s *Store) Damages() []Damage {
-	var list []Damage
-	for _, dir := range s.broken {
-		list = append(list, Damage{Dir: dir, Text: "generation can't be opened"})
-	}
+	list := s.foundAtStart()
 	for _, g := range s.snapshot() {
 		if g.damaged.Load() {
 			list = append(list, Damage{Dir: g.dir, Text: "commit records are missing or can't be read"})
@@ -39,13 +37,19 @@ func (s *Store) Damages() []Damage {
 	return append(list, s.badNow()...)
 }
 
+// foundAtStart lists what recover found, and what does not change as long as the spool is open.
+func (s *Store) foundAtStart() []Damage {
+	list := slices.Clone(s.amiss)
+	for _, dir := range s.broken {
+		list = append(list, Damage{Dir: dir, Text: "generation can't be opened"})
+	}
+	return list
+}
+
 // Verify reads all that is stored, and holds it against its checksums. Mail goes on meanwhile; messages that end are
 // passed over. progress, if not nil, is told of the messages that were read. Damaged messages are held.
 func (s *Store) Verify(ctx context.Context, progress func(done, total int)) (*Verification, error) {
-	v := &Verification{}
-	for _, dir := range s.broken {
-		v.Damages = append(v.Damages, Damage{Dir: dir, Text: "generation can't be opened"})
-	}
+	v := &Verification{Damages: s.foundAtStart()}
 	for _, g := range s.snapshot() {
 		if err := s.verifyGeneration(ctx, g, v); err != nil {
 			return v, fmt.Errorf("spool: verify: %w", err)

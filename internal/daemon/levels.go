@@ -45,8 +45,24 @@ func (d *Daemon) levels(ctx context.Context, levels alert.Config) []mta.Event {
 		d.opts.Log.LogAttrs(ctx, slog.LevelError, "queue levels not known", slog.Any("err", err))
 		return nil
 	}
-	events := judge(levels, stats, d.store.Ready(ctx), time.Now())
-	return append(events, damaged(d.store.Damages(), time.Now()))
+	now := time.Now()
+	events := judge(levels, stats, d.store.Ready(ctx), now)
+	return append(events, damaged(d.store.Damages(), now), failed(d.store.LastFault(), now))
+}
+
+// faultFor is how long a commit that failed is an alarm: most often a new generation takes mail the moment after, and
+// nothing else would tell of a disk that begins to die.
+const faultFor = time.Hour
+
+// failed tells whether the disk failed to store something.
+func failed(f spool.Fault, now time.Time) mta.Event {
+	if f.At.IsZero() || now.Sub(f.At) >= faultFor {
+		return mta.Event{Kind: mta.EventCommitFailed, Level: mta.Over, At: now, Text: "Nothing failed to be stored in the last hour."}
+	}
+	return mta.Event{
+		Kind: mta.EventCommitFailed, Level: mta.Alarm, At: f.At,
+		Text: fmt.Sprintf("The spool's disk failed to store something, so senders were asked to try again (%v). What was answered 250 is safe. Look after the disk.", f.Err),
+	}
 }
 
 // damaged tells whether anything stored is known to be damaged.

@@ -39,3 +39,20 @@ func TestAlarmsFollowTheLevels(t *testing.T) {
 		})
 	}
 }
+
+func TestACommitThatFailedIsAnAlarmForAnHour(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		name  string
+		fault spool.Fault
+		want  mta.Level
+	}{
+		{"none", spool.Fault{}, mta.Over},
+		{"just now", spool.Fault{At: now, Err: errors.New("input/output error")}, mta.Alarm},
+		{"an hour ago", spool.Fault{At: now.Add(-time.Hour), Err: errors.New("input/output error")}, mta.Over},
+	} {
+		if got := failed(tt.fault, now); got.Level != tt.want || got.Kind != mta.EventCommitFailed {
+			t.Errorf("%s: got %+v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

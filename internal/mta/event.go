@@ -52,7 +52,8 @@ const (
 	EventListStale    = "list_stale"         // alarm: a list could not be read for long
 	EventListShrunk   = "list_shrunk"        // alarm: a list lost too many recipients at once, and waits for a word
 	EventListDead     = "dns_list_dead"      // alarm: a DNS list answers as no list does, and is not asked any more
-	EventDamaged      = "message_damaged"    // alarm: a stored message does not match its checksum
+	EventDamaged      = "message_damaged"    // alarm: something stored is damaged
+	EventCommitFailed = "commit_failed"      // alarm: the disk failed to store something in the last hour
 	EventBypass       = "parity_bypass"      // alarm: a primary refuses too much of what we take
 	EventNotDelivered = "primary_refused_us" // alarm: a primary refuses our own session for good
 	EventFilterDown   = "filter_down"        // alarm: a content filter does not answer
@@ -72,6 +73,6 @@ type Event struct {
 func Kinds() []string {
 	return []string{
 		EventPrimaryAway, EventFlapping, EventDrained, EventMaintenance, EventRoleLost, EventNoPrimary, EventCertificate,
-		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventListDead, EventDamaged, EventNotDelivered, EventBypass, EventFilterDown,
+		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventListDead, EventDamaged, EventCommitFailed, EventNotDelivered, EventBypass, EventFilterDown,
 	}
 }
