@@ -38,6 +38,11 @@ func TestBadgerMeetsTheContract(t *testing.T) {
 			}
 			return open(t, dirs[s])
 		},
+		Kill: func(t testing.TB, s spool.Spool) spool.Spool {
+			t.Helper()
+			spool.Crash(s)
+			return open(t, dirs[s])
+		},
 	})
 }
 

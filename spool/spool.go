@@ -48,7 +48,7 @@ type Spool interface {
 	Settle(ctx context.Context, s ...mta.Settlement) []error
 
 	// Release gives leased deliveries back, due at notBefore or when they were due, whichever is later. No attempt is
-	// counted. It is not stored: a restart gives everything back anyway.
+	// counted. It need not be stored: the worst that comes of its loss is a try too early.
 	Release(ctx context.Context, notBefore time.Time, r ...mta.LeaseRef) error
 
 	// Body opens the content. Its length and checksum are verified: what differs from what was stored ends in

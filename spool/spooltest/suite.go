@@ -19,13 +19,16 @@ import (
 // Run holds an engine to the contract.
 func Run(t *testing.T, e Engine) {
 	for _, mode := range []struct {
-		name   string
-		reopen bool
-	}{{"open", false}, {"reopened between steps", true}} {
+		name  string
+		again func(t testing.TB, s spool.Spool) spool.Spool
+	}{{"open", nil}, {"reopened between steps", e.Reopen}, {"killed between steps", e.Kill}} {
+		if mode.again == nil && mode.name != "open" {
+			continue
+		}
 		t.Run(mode.name, func(t *testing.T) {
 			for _, c := range cases {
 				t.Run(c.name, func(t *testing.T) {
-					w := &world{T: t, engine: e, reopen: mode.reopen, Spool: e.Open(t, c.cfg)}
+					w := &world{T: t, engine: e, again: mode.again, Spool: e.Open(t, c.cfg)}
 					defer func() {
 						if err := w.Close(); err != nil {
 							t.Errorf("close: %v", err)
@@ -103,7 +106,7 @@ var cases = []testCase{
 
 func bodySizes(w *world) {
 	sizes := []int{0, 1, 2, 4096, 65535, 128<<10 - 1, 128 << 10, 128<<10 + 1, 512 << 10, 1<<20 + 7, 5 << 20}
-	if !testing.Short() && !w.reopen {
+	if !testing.Short() && w.again == nil {
 		sizes = append(sizes, 50<<20)
 	}
 	envs := make([]*mta.Envelope, len(sizes))
@@ -343,7 +346,7 @@ func lapse(w *world) {
 	if second[0].ID != env.ID || second[0].Token <= first.Token {
 		w.Errorf("token %d after %d", second[0].Token, first.Token)
 	}
-	if w.reopen {
+	if w.again != nil {
 		w.step()
 		if third := w.claimOne(org); third.Token <= second[0].Token {
 			w.Errorf("token %d after a restart, %d before", third.Token, second[0].Token)
@@ -1194,13 +1197,27 @@ func closed(w *world) {
 func contextDone(w *world) {
 	ctx, cancel := context.WithCancel(w.Context())
 	cancel()
-	env := Envelope(w.T, "ann@example.org")
-	_, err1 := w.Claim(ctx, mta.ClaimRequest{Dest: org, Max: 1, Lease: time.Hour})
-	_, _, err2 := w.List(ctx, spool.Query{})
-	for i, err := range []error{w.Put(ctx, env, bytes.NewReader(nil)), w.Room(ctx, org, 1), err1, err2, w.Settle(ctx, mta.Settlement{})[0]} {
+	env, there := Envelope(w.T, "ann@example.org"), w.mail("bob@example.net")
+	l := w.claimOne(net)
+	end := mta.Settlement{Ref: l.LeaseRef, Results: results(l, mta.Delivered, 250)}
+	key := spool.Key{ID: there.ID}
+	of := func(_ any, err error) error { return err }
+	_, _, listed := w.List(ctx, spool.Query{})
+	for name, err := range map[string]error{
+		"put": w.Put(ctx, env, bytes.NewReader(nil)), "room": w.Room(ctx, org, 1), "list": listed,
+		"claim":  of(w.Claim(ctx, mta.ClaimRequest{Dest: net, Max: 1, Lease: time.Hour, IgnoreDue: true})),
+		"extend": of(w.Extend(ctx, l.LeaseRef, time.Hour)), "settle": w.Settle(ctx, end)[0],
+		"release": w.Release(ctx, time.Time{}, l.LeaseRef), "body": of(w.Body(ctx, there.ID)),
+		"due dests": of(w.DueDests(ctx, true)), "next due": of(w.NextDue(ctx)), "get": of(w.Get(ctx, there.ID)),
+		"apply": of(w.Apply(ctx, spool.Delete, time.Time{}, key)), "apply where": of(w.ApplyWhere(ctx, spool.Query{}, spool.Delete, time.Time{}, nil)),
+		"stats": of(w.Stats(ctx)), "usage": of(w.Usage(ctx)), "ready": w.Ready(ctx),
+	} {
 		if !errors.Is(err, context.Canceled) {
-			w.Errorf("call %d: %v, want context.Canceled", i, err)
+			w.Errorf("%s: %v, want context.Canceled", name, err)
 		}
 	}
 	w.gone(env.ID)
+	if err := w.Settle(w.Context(), end)[0]; err != nil {
+		w.Errorf("a call that was cancelled changed something: %v", err)
+	}
 }

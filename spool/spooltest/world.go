@@ -23,6 +23,9 @@ type Engine struct {
 	Open func(t testing.TB, cfg spool.Config) spool.Spool
 	// Reopen closes s and gives what a new process would find.
 	Reopen func(t testing.TB, s spool.Spool) spool.Spool
+	// Kill leaves s as a process that is killed would, and gives what a new one would find. An engine that is not on the
+	// disk has none.
+	Kill func(t testing.TB, s spool.Spool) spool.Spool
 }
 
 // world is one test's spool with what a test says most.
@@ -30,14 +33,14 @@ type world struct {
 	*testing.T
 	spool.Spool
 	engine Engine
-	reopen bool
+	again  func(t testing.TB, s spool.Spool) spool.Spool // between steps; may be nil
 }
 
-// step ends a step of a test: in the second run the spool is opened anew.
+// step ends a step of a test: in some runs the spool is opened anew.
 func (w *world) step() {
 	w.Helper()
-	if w.reopen {
-		w.restart()
+	if w.again != nil {
+		w.Spool = w.again(w.T, w.Spool)
 	}
 }
 
