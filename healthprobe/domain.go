@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
-	"slices"
 	"time"
 
 	"understudy/internal/dnsx"
@@ -152,9 +152,17 @@ func (d *domain) again(f finding, least, most time.Duration) time.Duration {
 	return min(max(f.ttl, least), most)
 }
 
-// primaries lists the route's members.
-func primaries(r mta.Route) []mta.Primary {
-	return slices.Concat(r.Tiers...)
+// primaries goes through the route's members.
+func primaries(r mta.Route) iter.Seq[mta.Primary] {
+	return func(yield func(mta.Primary) bool) {
+		for _, tier := range r.Tiers {
+			for _, m := range tier {
+				if !yield(m) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // book is the last good addresses of a primary's host.

@@ -115,7 +115,7 @@ func (p *Prober) Taken(domain string) {
 		return
 	}
 	now := time.Now()
-	for _, m := range primaries(d.route) {
+	for m := range primaries(d.route) {
 		w := p.watches[m.String()]
 		if w == nil || w.outage == nil {
 			continue
@@ -231,7 +231,7 @@ func (p *Prober) Outages(q OutageQuery) []Outage {
 	if d := p.domains[q.Domain]; q.Domain != "" {
 		of = make(map[string]bool)
 		if d != nil {
-			for _, m := range primaries(d.route) {
+			for m := range primaries(d.route) {
 				of[m.String()] = true
 			}
 		}

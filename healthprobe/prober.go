@@ -186,17 +186,17 @@ func (p *Prober) configure(d *domain, c Domain, now time.Time) {
 func (p *Prober) setRoute(d *domain, route mta.Route, now time.Time) {
 	old := d.route
 	d.route = route
-	for _, m := range primaries(route) {
+	for m := range primaries(route) {
 		p.watch(m, now).domains[d.name] = true
 	}
 	if old.Name == route.Name {
 		return
 	}
 	stays := make(map[mta.Primary]bool)
-	for _, m := range primaries(route) {
+	for m := range primaries(route) {
 		stays[m] = true
 	}
-	for _, m := range primaries(old) {
+	for m := range primaries(old) {
 		if w := p.watches[m.String()]; w != nil && !stays[m] {
 			delete(w.domains, d.name)
 			if len(w.domains) == 0 {
@@ -271,6 +271,11 @@ func (p *Prober) tell() {
 func (p *Prober) Open(primary string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.open(primary)
+}
+
+// open is Open. p.mu is held.
+func (p *Prober) open(primary string) bool {
 	w := p.watches[primary]
 	if w == nil {
 		return true
@@ -328,7 +333,7 @@ func (p *Prober) Hint(domain string) {
 		return
 	}
 	p.lookUpNow(d, now)
-	for _, m := range primaries(d.route) {
+	for m := range primaries(d.route) {
 		if w := p.watches[m.String()]; w != nil {
 			p.probeNow(w, now)
 		}

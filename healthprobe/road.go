@@ -1,6 +1,7 @@
 package healthprobe
 
 import (
+	"slices"
 	"time"
 
 	"understudy/internal/mta"
@@ -8,8 +9,14 @@ import (
 
 // Up reports whether a primary of a configured domain takes mail now.
 func (p *Prober) Up(domain string) bool {
-	for _, m := range p.Primaries(domain) {
-		if p.Open(m.String()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d := p.domains[domain]
+	if d == nil {
+		return false
+	}
+	for m := range primaries(d.route) {
+		if p.open(m.String()) {
 			return true
 		}
 	}
@@ -41,5 +48,5 @@ func (p *Prober) Primaries(domain string) []mta.Primary {
 	if d == nil {
 		return nil
 	}
-	return primaries(d.route)
+	return slices.Collect(primaries(d.route))
 }

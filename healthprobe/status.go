@@ -119,18 +119,17 @@ func (p *Prober) domainStatus(d *domain) DomainStatus {
 
 // routeState is up while any primary of the route is: mail moves. Else it is what the best one is in. p.mu is held.
 func (p *Prober) routeState(r mta.Route) State {
-	best := Unknown
-	for i, m := range primaries(r) {
+	best, first := Unknown, true
+	for m := range primaries(r) {
 		w := p.watches[m.String()]
-		if w == nil {
-			continue
-		}
-		if w.belief.state == Up {
+		switch {
+		case w == nil:
+		case w.belief.state == Up:
 			return Up
-		}
-		if i == 0 {
+		case first:
 			best = w.belief.state
 		}
+		first = false
 	}
 	return best
 }

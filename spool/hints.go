@@ -3,6 +3,7 @@ package spool
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // hints tells watchers which destinations have something new to do.
@@ -42,8 +43,20 @@ func (h *hints) watch(ctx context.Context) (<-chan string, error) {
 	return out, nil
 }
 
+// hintPause is between two wake-ups of a watcher: while mail pours in it need not hear of each message.
+const hintPause = 5 * time.Millisecond
+
 func (w *watcher) run(ctx context.Context, out chan<- string) {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.end:
+			return
+		case <-pause.C:
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -51,6 +64,7 @@ func (w *watcher) run(ctx context.Context, out chan<- string) {
 			return
 		case <-w.wake:
 		}
+		pause.Reset(hintPause)
 		for _, name := range w.take() {
 			select {
 			case out <- name:

@@ -17,19 +17,19 @@ const maxLine = 998
 const maxAuthors = 4
 
 // single are the fields that may stand once (RFC 5322, 3.6; RFC 2045, 3).
-var single = []string{
+var single = [...]string{
 	"From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Date", "Subject", "Message-ID", "In-Reply-To", "References",
 	"MIME-Version", "Content-Type", "Content-Transfer-Encoding",
 }
 
 // survey is what one pass over a header keeps of it.
 type survey struct {
-	seen       map[string]int // by the names in single
-	from       int            // addresses in From fields
-	authors    []string       // their domains, each once
-	crowd      bool           // there are more domains than are kept
-	unread     bool           // a From field is no list of addresses
-	cut        bool           // a From field is longer than what is read of it
+	seen       [len(single)]int // how often, of the names in single
+	from       int              // addresses in From fields
+	authors    []string         // their domains, each once
+	crowd      bool             // there are more domains than are kept
+	unread     bool             // a From field is no list of addresses
+	cut        bool             // a From field is longer than what is read of it
 	signatures []signature
 	overlong   string // where the first overlong line stands
 	nul        bool
@@ -42,9 +42,10 @@ func (s *survey) visit(f *header.Field) error {
 	}
 	s.nul = s.nul || f.NUL
 	s.odd = s.odd || f.Name == ""
-	for _, name := range single {
+	for i, name := range single {
 		if f.Is(name) {
-			s.seen[name]++
+			s.seen[i]++
+			break
 		}
 	}
 	switch {
@@ -85,7 +86,7 @@ func (s *survey) findings(h header.Header) []mta.Finding {
 	if h.Over {
 		add("too-large", 10, mta.Reject, "the header is larger than %d octets or %d fields", header.MaxOctets, header.MaxFields)
 	}
-	fields := s.seen["From"]
+	fields := s.times("From")
 	if fields > 1 {
 		add("many-from", 5, mta.Accept, "there are %d From fields", fields)
 	}
@@ -102,7 +103,7 @@ func (s *survey) findings(h header.Header) []mta.Finding {
 	case fields == 1 && s.from != 1:
 		add("from", 1, mta.Accept, "the From field has %d addresses", s.from)
 	}
-	if s.seen["Date"] == 0 && !h.Over {
+	if s.times("Date") == 0 && !h.Over {
 		add("no-date", 1, mta.Accept, "the Date field is missing")
 	}
 	if twice := s.twice(); len(twice) > 0 {
@@ -120,11 +121,14 @@ func (s *survey) findings(h header.Header) []mta.Finding {
 	return f
 }
 
+// times tells how often a field of single stands.
+func (s *survey) times(name string) int { return s.seen[slices.Index(single[:], name)] }
+
 // twice names the fields that stand more often than they may; From is told of by itself.
 func (s *survey) twice() []string {
 	var names []string
-	for _, name := range single {
-		if s.seen[name] > 1 && name != "From" {
+	for i, name := range single {
+		if s.seen[i] > 1 && name != "From" {
 			names = append(names, name)
 		}
 	}

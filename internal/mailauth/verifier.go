@@ -27,7 +27,7 @@ func New(cfg Config, r Resolver) (*Verifier, error) {
 func (v *Verifier) Content(ctx context.Context, c mta.Content, known mta.Auth) (mta.Auth, []mta.Finding, error) {
 	ctx, cancel := context.WithTimeout(ctx, v.cfg.ContentTimeout)
 	defer cancel()
-	s := survey{seen: map[string]int{}}
+	var s survey
 	h, err := header.Read(c, s.visit)
 	if err != nil {
 		return known, nil, fmt.Errorf("mailauth: %w", err)

@@ -20,7 +20,13 @@ type Primary struct {
 
 // String is "host:port", IPv6 addresses in brackets.
 func (p Primary) String() string {
-	return net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
+	b := make([]byte, 0, 64)
+	if strings.IndexByte(p.Host, ':') >= 0 {
+		b = append(append(append(b, '['), p.Host...), ']')
+	} else {
+		b = append(b, p.Host...)
+	}
+	return string(strconv.AppendUint(append(b, ':'), uint64(p.Port), 10))
 }
 
 // ParsePrimary reads "host", "host:port", "192.0.2.1:25" or "[2001:db8::1]:25"; without a port it is 25.
