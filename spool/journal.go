@@ -330,13 +330,14 @@ func (e *entry) message() (id mta.ID, ok bool) {
 
 // journalReport is what was found behind a place in a journal.
 type journalReport struct {
-	frames  int      // that are whole
-	groups  int      // that these belong to
-	last    int64    // where the last group begins
-	end     int64    // behind the last frame
-	lost    int      // places that can't be read and lie before a later commit
-	missing []mta.ID // as far as these places tell
-	torn    bool     // the last commit was not finished: no 250 was said
+	frames   int      // that are whole
+	groups   int      // that these belong to
+	last     int64    // where the last group begins
+	end      int64    // behind the last frame
+	lost     int      // places that can't be read and lie before a later commit
+	missing  []mta.ID // as far as these places tell
+	torn     bool     // the last commit was not finished: no 250 was said
+	searched int64    // octets that were summed to find frames behind the first place that can't be read
 }
 
 // journalFrame is one frame as it lies in the journal.
@@ -345,14 +346,24 @@ type journalFrame struct {
 	length int64
 }
 
-// readFrame reads the frame at the beginning of b, which lies at at.
-func (j *journal) readFrame(b []byte, at int64) (f journalFrame, entries []entry, ok bool) {
+// readFrame reads the frame at the beginning of b, which lies at at. In a search, s is of what ends with b.
+func (j *journal) readFrame(b []byte, at int64, s *sums) (f journalFrame, entries []entry, ok bool) {
 	if len(b) < frameHead || binary.BigEndian.Uint32(b) != frameMagic {
 		return f, nil, false
 	}
 	size, contents := int64(binary.BigEndian.Uint32(b[8:])), int64(binary.BigEndian.Uint32(b[12:]))
 	f = journalFrame{group: at - int64(binary.BigEndian.Uint32(b[4:])), length: frameHead + size + contents}
-	if f.length > int64(len(b)) || crc32.Update(j.sum(b, at), castagnoli, b[frameHead:f.length]) != binary.BigEndian.Uint32(b[16:]) {
+	if f.length > int64(len(b)) {
+		return f, nil, false
+	}
+	sum := j.sum(b, at)
+	if s == nil {
+		sum = crc32.Update(sum, castagnoli, b[frameHead:f.length])
+	} else {
+		begin := len(s.b) - len(b)
+		sum = s.update(sum, begin+frameHead, begin+int(f.length))
+	}
+	if sum != binary.BigEndian.Uint32(b[16:]) {
 		return f, nil, false
 	}
 	plain, err := j.open(bytes.Clone(b[frameHead:frameHead+size]), at)
@@ -376,16 +387,18 @@ func (j *journal) read(from int64, f func(entries []entry) error) (journalReport
 }
 
 // scan reads b, which lies at from. What can't be read is damage once a frame of a later group lies behind it: that was
-// begun when the damaged one was safe. If there is none, its group may never have been finished.
+// begun when the damaged one was safe. If there is none, its group may never have been finished. What senders wrote may
+// look like the heads of frames: from the first place that can't be read on, that costs little for each.
 func (j *journal) scan(b []byte, from int64, f func(entries []entry) error) (journalReport, error) {
 	r := journalReport{end: from}
 	magic := binary.BigEndian.AppendUint32(nil, frameMagic)
+	var search *sums    // of all from the first place on that can't be read
 	bad := int64(-1)    // where something begins that can't be read
 	var doubts [][]byte // what can't be read, in the last group that was seen
 	last := int64(-1)   // where that group begins
 	for at := from; at-from < int64(len(b)); {
 		rest := b[at-from:]
-		frame, entries, ok := j.readFrame(rest, at)
+		frame, entries, ok := j.readFrame(rest, at, search)
 		if !ok {
 			if bad < 0 && !isZero(rest) {
 				bad = at
@@ -393,6 +406,9 @@ func (j *journal) scan(b []byte, from int64, f func(entries []entry) error) (jou
 			next := bytes.Index(rest[1:], magic)
 			if next < 0 {
 				break
+			}
+			if search == nil {
+				search = newSums(rest)
 			}
 			at += int64(next) + 1
 			continue
@@ -415,6 +431,9 @@ func (j *journal) scan(b []byte, from int64, f func(entries []entry) error) (jou
 		}
 	}
 	r.torn = bad >= 0 || len(doubts) > 0
+	if search != nil {
+		r.searched = search.summed
+	}
 	return r, nil
 }
 

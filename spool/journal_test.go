@@ -2,10 +2,13 @@ package spool
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -262,7 +265,7 @@ func TestOneCommitIsDamagedOrTornByWhatLiesBehindIt(t *testing.T) {
 	j := testJournal(t)
 	write := func(seq uint32) []entry { return testWrite(seq, contentOf(mta.NewID(time.Now()), 100)) }
 	b := frames(j, [][]entry{write(1)}, [][]entry{write(2), write(3)}, [][]entry{write(4), write(5)})
-	_, _, ok := j.readFrame(b, journalHead)
+	_, _, ok := j.readFrame(b, journalHead, nil)
 	if !ok {
 		t.Fatal("the first frame can't be read")
 	}
@@ -301,6 +304,111 @@ func TestContentIsNeverTakenForAFrame(t *testing.T) {
 	}
 }
 
+// fakeHeads fills b with heads of frames that claim all of b and what lies behind it.
+func fakeHeads(b []byte, behind int) {
+	for i := 0; i+frameHead <= len(b); i += frameHead {
+		binary.BigEndian.PutUint32(b[i:], frameMagic)
+		binary.BigEndian.PutUint32(b[i+8:], 40)
+		binary.BigEndian.PutUint32(b[i+12:], uint32(len(b)+behind-i-frameHead-40))
+	}
+}
+
+func TestAMebibyteOfFakeHeadsCostsLittleForEach(t *testing.T) {
+	const size = 1 << 20
+	j := testJournal(t)
+	content := make([]byte, size)
+	fakeHeads(content, 100) // which ends within the last frame
+	b := frames(j, [][]entry{testWrite(1, []byte("x"))}, [][]entry{testWrite(2, content)}, [][]entry{testWrite(3, []byte("y"))})
+	b[bytes.Index(b, content)-10] ^= 1
+	r, err := j.scan(b, journalHead, func([]entry) error { return nil })
+	if err != nil || r.frames != 2 || r.lost != 1 || r.torn {
+		t.Errorf("%+v %v", r, err)
+	}
+	const heads = size / frameHead
+	if most := int64(len(b) + heads*2*sumStep); r.searched < size || r.searched > most {
+		t.Errorf("%d octets were summed, which is not between %d and %d; each head to its end would be %d", r.searched, size, most, int64(heads)*size/2)
+	}
+}
+
+// framesByTrying is scan without a thought for what it costs: every place is tried, to the end that it claims.
+func framesByTrying(j *journal, b []byte) (places []int) {
+	for at := 0; at < len(b); {
+		f, _, ok := j.readFrame(b[at:], journalHead+int64(at), nil)
+		if !ok {
+			at++
+			continue
+		}
+		places = append(places, at)
+		at += int(f.length)
+	}
+	return places
+}
+
+// wantAllFrames holds a scan against trying every place.
+func wantAllFrames(t *testing.T, j *journal, b []byte) {
+	t.Helper()
+	var got, want [][]entry
+	for _, at := range framesByTrying(j, b) {
+		_, entries, _ := j.readFrame(b[at:], journalHead+int64(at), nil)
+		want = append(want, entries)
+	}
+	r, err := j.scan(b, journalHead, func(entries []entry) error { got = append(got, entries); return nil })
+	if err != nil || r.end > journalHead+int64(len(b)) {
+		t.Errorf("%+v %v", r, err)
+	}
+	if r.frames != len(want) || !reflect.DeepEqual(got, want) {
+		t.Errorf("%d frames, want %d", r.frames, len(want))
+	}
+}
+
+func TestASearchMissesNoFrame(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		j := testJournal(t)
+		var groups [][][]entry
+		for i := range uint32(30) {
+			content := octets(r, r.IntN(5000))
+			if r.IntN(3) == 0 {
+				fakeHeads(content, r.IntN(20000))
+			}
+			w := testWrite(i, content)
+			if len(groups) > 0 && r.IntN(2) == 0 {
+				groups[len(groups)-1] = append(groups[len(groups)-1], w)
+			} else {
+				groups = append(groups, [][]entry{w})
+			}
+		}
+		b := frames(j, groups...)
+		for range r.IntN(6) {
+			b[r.IntN(len(b))] ^= byte(1 << r.IntN(8))
+		}
+		if r.IntN(2) == 0 {
+			b = append(b[:r.IntN(len(b))], make([]byte, 3000)...)
+		}
+		wantAllFrames(t, j, b)
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func BenchmarkScanOfFakeHeads(b *testing.B) {
+	j := testJournal(b)
+	journal := make([]byte, 32<<20)
+	for _, size := range []int{16 << 10, 1 << 20, 32 << 20} {
+		b.Run(mta.Size(size).String(), func(b *testing.B) {
+			clear(journal)
+			fakeHeads(journal[:size], len(journal)-size)
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				if r, err := j.scan(journal, journalHead, func([]entry) error { return nil }); err != nil || !r.torn {
+					b.Fatal(r, err)
+				}
+			}
+		})
+	}
+}
+
 func slicesOf(list ...[]byte) []byte { return bytes.Join(list, nil) }
 
 func TestAJournalThatCantBeWrittenToEndsItsGeneration(t *testing.T) {
@@ -325,10 +433,5 @@ func TestAJournalThatCantBeWrittenToEndsItsGeneration(t *testing.T) {
 func FuzzReadJournal(f *testing.F) {
 	j := &journal{seed: 1234}
 	f.Add(frames(j, [][]entry{testWrite(1, []byte("x"))}, [][]entry{testWrite(2, []byte("y")), testWrite(3, nil)}))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := j.scan(b, journalHead, func([]entry) error { return nil })
-		if err != nil || r.end > journalHead+int64(len(b)) {
-			t.Errorf("%+v %v", r, err)
-		}
-	})
+	f.Fuzz(func(t *testing.T, b []byte) { wantAllFrames(t, j, b) })
 }
