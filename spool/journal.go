@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"understudy/internal/mta"
@@ -335,7 +336,8 @@ type journalReport struct {
 	last     int64    // where the last group begins
 	end      int64    // behind the last frame
 	lost     int      // places that can't be read and lie before a later commit
-	missing  []mta.ID // as far as these places tell
+	held     []mta.ID // messages there whose content alone is damaged
+	missing  []mta.ID // others, as far as these places tell
 	torn     bool     // the last commit was not finished: no 250 was said
 	searched int64    // octets that were summed to find frames behind the first place that can't be read
 }
@@ -392,10 +394,10 @@ func (j *journal) read(from int64, f func(entries []entry) error) (journalReport
 func (j *journal) scan(b []byte, from int64, f func(entries []entry) error) (journalReport, error) {
 	r := journalReport{end: from}
 	magic := binary.BigEndian.AppendUint32(nil, frameMagic)
-	var search *sums    // of all from the first place on that can't be read
-	bad := int64(-1)    // where something begins that can't be read
-	var doubts [][]byte // what can't be read, in the last group that was seen
-	last := int64(-1)   // where that group begins
+	var search *sums   // of all from the first place on that can't be read
+	bad := int64(-1)   // where something begins that can't be read
+	var doubts []piece // what can't be read, in the last group that was seen
+	last := int64(-1)  // where that group begins
 	for at := from; at-from < int64(len(b)); {
 		rest := b[at-from:]
 		frame, entries, ok := j.readFrame(rest, at, search)
@@ -413,15 +415,16 @@ func (j *journal) scan(b []byte, from int64, f func(entries []entry) error) (jou
 			at += int64(next) + 1
 			continue
 		}
-		if frame.group > last {
-			r.lose(doubts)
-			doubts, last = nil, frame.group
-			r.groups++
+		if bad >= 0 {
+			doubts = append(doubts, piece{b[bad-from : at-from], bad})
 		}
-		if bad >= 0 && frame.group > bad {
-			r.lose([][]byte{b[bad-from : at-from]})
-		} else if bad >= 0 {
-			doubts = append(doubts, b[bad-from:at-from])
+		if frame.group > last || frame.group > bad && bad >= 0 {
+			entries = append(r.lose(j, doubts, frame.group), entries...)
+			doubts = slices.DeleteFunc(doubts, func(p piece) bool { return p.at < frame.group })
+		}
+		if frame.group > last {
+			last = frame.group
+			r.groups++
 		}
 		bad = -1
 		at += frame.length
@@ -463,34 +466,4 @@ func (j *journal) secure(r journalReport, sync func(*os.File) error) error {
 	return nil
 }
 
-// lose counts pieces that can't be read.
-func (r *journalReport) lose(pieces [][]byte) {
-	for _, b := range pieces {
-		r.lost++
-		r.missing = append(r.missing, guessIDs(b)...)
-	}
-}
-
 func isZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
-
-// guessIDs names messages whose records can still be made out in a damaged piece.
-func guessIDs(b []byte) []mta.ID {
-	if len(b) < frameHead {
-		return nil
-	}
-	size := min(int64(binary.BigEndian.Uint32(b[8:])), int64(len(b)-frameHead))
-	d := dec{b: b[frameHead : frameHead+size]}
-	var ids []mta.ID
-	for len(d.b) > 0 {
-		key := d.bytes()
-		n := d.uint()
-		if d.err != nil || n == 0 || n-1 > uint64(len(d.b)) {
-			break
-		}
-		if m, err := decodeMessage(d.b[:n-1]); len(key) > 0 && key[0] == 'm' && err == nil {
-			ids = append(ids, m.env.ID)
-		}
-		d.b = d.b[n-1:]
-	}
-	return ids
-}

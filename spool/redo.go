@@ -153,7 +153,7 @@ func (s *Store) tellJournal(g *generation, aside string, r journalReport, w test
 		missing := append(r.missing, w.ids...)
 		slices.SortFunc(missing, func(a, b mta.ID) int { return bytes.Compare(a[:], b[:]) })
 		s.log.Error("journal is damaged: some commits can't be read", append(attrs, slog.Int("lost", r.lost),
-			slog.String("missing", joinIDs(slices.Compact(missing))), slog.String("copy", aside))...)
+			slog.String("held", joinIDs(r.held)), slog.String("missing", joinIDs(slices.Compact(missing))), slog.String("copy", aside))...)
 		s.damagedGeneration(g, fmt.Errorf("%w: its journal, at %d places", ErrDamaged, r.lost))
 		return true
 	case w.commits > 0 || len(w.ids) > 0:
