@@ -72,13 +72,13 @@ func TestSpoolsOfEarlierReleasesOpen(t *testing.T) {
 	}
 }
 
-// keepSpool makes a spool with something of everything: a closed generation and a crashed one, content in the database
-// and in files, progress, an override beside a report.
+// keepSpool makes a spool with something of everything: generations that were closed, that crashed, and that were made
+// anew from their journal, content in the database and in files, progress, an override beside a report.
 func keepSpool(t *testing.T, path, key string) {
 	cfg := testConfig(t)
 	cfg.KeyFile = key
 	var want []keptMessage
-	for round := range 2 {
+	for round := range 4 {
 		s := openTest(t, cfg, slow())
 		for i, n := range []int{0, 500, 20 << 10, inlineMax + 1000} {
 			env := mustPut(t, s, n, "ann@example.org")
@@ -109,10 +109,20 @@ func keepSpool(t *testing.T, path, key string) {
 		if _, err := s.Apply(t.Context(), Delete, time.Time{}, Key{ID: gone.ID}); err != nil {
 			t.Fatal(err)
 		}
-		if round == 0 {
+		if round%2 == 0 {
 			closeTest(t, s)
-		} else {
-			crash(s)
+			continue
+		}
+		for _, g := range s.snapshot() { // as the keeper would, in time
+			if !s.isActive(g) {
+				s.closeGeneration(g)
+			}
+		}
+		crash(s)
+	}
+	for _, name := range []string{cleanFile, redoneFile, journalFile, "*.sst", "*.mem"} {
+		if len(glob(t, cfg.Dir, "g*/"+name)) == 0 {
+			t.Errorf("it has no %s", name)
 		}
 	}
 	b, err := json.MarshalIndent(want, "", "\t")
