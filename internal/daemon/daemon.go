@@ -52,6 +52,7 @@ type Daemon struct {
 	admin  *admin.Server
 	alerts *alert.Alerter
 	dialer *smtpc.Dialer
+	dns    *dnsx.Resolver
 	tables spool.State // small tables; losing them is an inconvenience
 
 	reloading sync.Mutex     // one reload at a time
@@ -104,7 +105,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	if d.alerts, err = alert.New(cfg.Alerts, cfg.Hostname, log, reg); err != nil {
 		return err
 	}
-	resolver, err := dnsx.New(cfg.DNS)
+	d.dns, err = dnsx.New(cfg.DNS)
 	if err != nil {
 		return err
 	}
@@ -113,25 +114,25 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 		return err
 	}
 	d.policy, err = policy.New(cfg.Policy, cfg.PolicyDomains(), policy.Deps{
-		Log: log, Metrics: reg, Events: d.alerts.Raise, State: d.tables, Callout: d.callout, Resolver: resolver,
+		Log: log, Metrics: reg, Events: d.alerts.Raise, State: d.tables, Callout: d.callout, Resolver: d.dns,
 		Up: func(domain string) bool { return d.prober.Up(domain) }, Fragile: d.fragile, PrimaryNames: d.primaryNames, Parity: d.parity.Add,
 	})
 	if err != nil {
 		return err
 	}
-	d.dialer = &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: resolver.LookupAddrs, TLSA: tlsaOf(resolver)}
+	d.dialer = &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.dns.LookupAddrs, TLSA: tlsaOf(d.dns)}
 	d.prober, err = healthprobe.New(cfg.Healthprobe, cfg.HealthprobeDomains(), healthprobe.Deps{
-		Dialer: d.dialer, Resolver: resolver, Log: log, Metrics: reg, Tables: d.tables, Events: d.alerts.Raise, Backlog: d.backlog,
+		Dialer: d.dialer, Resolver: d.dns, Log: log, Metrics: reg, Tables: d.tables, Events: d.alerts.Raise, Backlog: d.backlog,
 		Options: func(domain string) smtpc.Options { return d.fwd.Options(domain) },
 	})
 	if err != nil {
 		return err
 	}
 	// The prober remembers the addresses that worked, so a DNS failure strands no mail.
-	d.dialer = &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.prober.LookupAddrs, TLSA: tlsaOf(resolver)}
+	d.dialer = &smtpc.Dialer{Hostname: cfg.Hostname, Lookup: d.prober.LookupAddrs, TLSA: tlsaOf(d.dns)}
 	d.fwd, err = forwarder.New(cfg.Forwarder, cfg.ForwarderDomains(), forwarder.Deps{
 		Queue: d.store, Routes: d.prober, Health: d.prober, Dialer: d.dialer, LeaseLost: spool.ErrLeaseLost,
-		STS:    &forwarder.STS{TXT: resolver.LookupTXT, Keep: d.tables},
+		STS:    &forwarder.STS{TXT: d.dns.LookupTXT, Keep: d.tables},
 		Events: d.alerts.Raise, Ended: d.ended, Proof: proof, Hindsight: d.policy.Hindsight, HindsightAfter: d.policy.HindsightAfter,
 		Log: log, Metrics: reg,
 	})
@@ -140,7 +141,7 @@ func (d *Daemon) build(cfg *config.Config, reg *prometheus.Registry) error {
 	}
 	d.in, err = inbound.New(cfg.Inbound, inbound.Deps{
 		Spool: &intake{d.store, d.prober, d.fwd}, Policy: d.policy, Judge: d.policy, Relay: relay{d.fwd},
-		Names: resolver.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs, Domains: d.domains, Bounds: d.prober.Bounds, Connected: d.prober.HintFrom, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
+		Names: d.dns.ConfirmedName, Recovered: d.recovered, Primaries: d.primaryAddrs, Domains: d.domains, Bounds: d.prober.Bounds, Connected: d.prober.HintFrom, Sockets: d.opts.Sockets, Log: log, Metrics: reg,
 	})
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 const levelsEvery = 15 * time.Second
 
 // watchLevels raises the alarms that are about the queue as a whole: it can't take mail, it is fuller or older than it
-// should be.
+// should be; and those about what all of it hangs on: the disk, the DNS.
 func (d *Daemon) watchLevels(ctx context.Context) error {
 	tick := time.NewTicker(levelsEvery)
 	defer tick.Stop()
@@ -47,7 +47,19 @@ func (d *Daemon) levels(ctx context.Context, levels alert.Config) []mta.Event {
 	}
 	now := time.Now()
 	events := judge(levels, stats, d.store.Ready(ctx), now)
-	return append(events, damaged(d.store.Damages(), now), failed(d.store.LastFault(), now))
+	return append(events, damaged(d.store.Damages(), now), failed(d.store.LastFault(), now), silent(d.dns.Silent(), now))
+}
+
+// silent tells whether the resolvers give no answers: mail is taken all the same, but every sender waits for it, and little
+// can be told of anybody.
+func silent(is bool, now time.Time) mta.Event {
+	if !is {
+		return mta.Event{Kind: mta.EventDNSSilent, Level: mta.Over, At: now, Text: "The DNS answers."}
+	}
+	return mta.Event{
+		Kind: mta.EventDNSSilent, Level: mta.Alarm, At: now,
+		Text: "No resolver has answered for a minute: mail is taken slowly, and judged without SPF, DKIM, DMARC and DNS lists.",
+	}
 }
 
 // faultFor is how long a commit that failed is an alarm: most often a new generation takes mail the moment after, and

@@ -56,3 +56,12 @@ func TestACommitThatFailedIsAnAlarmForAnHour(t *testing.T) {
 		}
 	}
 }
+
+func TestASilentDNSIsAnAlarm(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	for is, want := range map[bool]mta.Level{true: mta.Alarm, false: mta.Over} {
+		if got := silent(is, now); got.Level != want || got.Kind != mta.EventDNSSilent {
+			t.Errorf("silent %v: %+v", is, got)
+		}
+	}
+}

@@ -57,6 +57,7 @@ const (
 	EventBypass       = "parity_bypass"      // alarm: a primary refuses too much of what we take
 	EventNotDelivered = "primary_refused_us" // alarm: a primary refuses our own session for good
 	EventFilterDown   = "filter_down"        // alarm: a content filter does not answer
+	EventDNSSilent    = "dns_silent"         // alarm: no resolver answers
 )
 
 // Event is something that an operator wants to hear of though nobody asked.
@@ -74,5 +75,6 @@ func Kinds() []string {
 	return []string{
 		EventPrimaryAway, EventFlapping, EventDrained, EventMaintenance, EventRoleLost, EventNoPrimary, EventCertificate,
 		EventSpoolFull, EventOldest, EventBreaker, EventListStale, EventListShrunk, EventListDead, EventDamaged, EventCommitFailed, EventNotDelivered, EventBypass, EventFilterDown,
+		EventDNSSilent,
 	}
 }
