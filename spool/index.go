@@ -11,7 +11,7 @@ import (
 )
 
 // index knows what waits. It is all that stays in memory of a spooled message, so its rows are small and hold no
-// pointers: a million messages cost about 90 MB and no work for the garbage collector. It does no I/O and takes no
+// pointers: a million messages cost about 100 MB and no work for the garbage collector. It does no I/O and takes no
 // lock; it is told the time.
 type index struct {
 	byID  idTable
@@ -24,9 +24,9 @@ type index struct {
 	leases    map[uint32]lease // by row in dels
 	token     uint64
 	nextLapse int64 // no lease lapses before; milliseconds
-	minExpiry int64 // no claimable delivery expires before
 
-	bytes int64
+	bytes  int64
+	looked int // rows that were compared so far: tests hold it against a bound
 }
 
 const (
@@ -39,7 +39,7 @@ type msgRow struct {
 	id      mta.ID
 	loc     loc
 	size    int64
-	expires int64  // milliseconds; never if it does not
+	expires int64  // milliseconds; never if it does not; later for what could not be read
 	first   uint32 // its first delivery
 	rcpts   uint32 // recipients in the envelope
 }
@@ -47,24 +47,33 @@ type msgRow struct {
 // loc is where a message is stored: a generation and a number in it.
 type loc struct{ gen, seq uint32 }
 
-// delRow is one delivery. heap is its place among the claimable ones of its destination, or none.
+// delRow is one delivery.
 type delRow struct {
 	due      int64 // milliseconds
 	msg      uint32
 	next     uint32 // next delivery of the message
 	dest     uint32
-	heap     uint32
-	attempts uint32
+	place    [orders]uint32 // in the heaps of its destination; none if it is not in one
+	attempts uint16         // or more
 	held     bool
 	leased   bool
 }
 
-// destRow counts what waits for a destination and orders what is claimable: a heap by due, then ID.
+// destRow counts what waits for a destination and keeps what is claimable in two orders, each a heap.
 type destRow struct {
 	name                          string
-	ready                         []uint32
+	ready                         [orders][]uint32
 	messages, bytes, leased, held int64
 }
+
+// order is one in which deliveries are claimed.
+type order int
+
+const (
+	byDue    order = iota // then by ID
+	byExpiry              // then by due; only what expires
+	orders
+)
 
 // lease is one that is out, or one that lapsed and was not taken again: what its holder has to say is still true.
 type lease struct {
@@ -79,7 +88,6 @@ func newIndex(now time.Time) index {
 		leases:    make(map[uint32]lease),
 		token:     uint64(max(now.UnixNano(), 0)), // rises over restarts too
 		nextLapse: never,
-		minExpiry: never,
 	}
 }
 
@@ -119,7 +127,8 @@ func (x *index) addDelivery(m uint32, d *destProgress, held bool) {
 	i := x.dels.add()
 	row := x.msgs.at(m)
 	*x.dels.at(i) = delRow{
-		due: millis(d.due), msg: m, next: row.first, dest: x.dest(d.dest), heap: none, attempts: d.attempts, held: held,
+		due: millis(d.due), msg: m, next: row.first, dest: x.dest(d.dest), place: [orders]uint32{none, none},
+		attempts: saturate(d.attempts), held: held,
 	}
 	row.first = i
 	dest := x.dests[x.dels.at(i).dest]
@@ -130,6 +139,9 @@ func (x *index) addDelivery(m uint32, d *destProgress, held bool) {
 	}
 	x.enqueue(i)
 }
+
+// saturate keeps a row at 32 octets.
+func saturate(attempts uint32) uint16 { return uint16(min(attempts, math.MaxUint16)) }
 
 // dest gives the number of a destination's name.
 func (x *index) dest(name string) uint32 {
@@ -198,7 +210,7 @@ func (x *index) change(i uint32, d *destProgress, held bool) {
 		}
 	}
 	x.dequeue(i)
-	row.due, row.attempts = millis(d.due), d.attempts
+	row.due, row.attempts = millis(d.due), saturate(d.attempts)
 	x.enqueue(i)
 }
 
@@ -338,155 +350,190 @@ func (x *index) lapse(now time.Time) {
 // enqueue makes a delivery claimable, unless it is held or leased.
 func (x *index) enqueue(i uint32) {
 	row := x.dels.at(i)
-	if row.held || row.leased || row.heap != none {
+	if row.held || row.leased || row.claimable() {
 		return
 	}
-	x.minExpiry = min(x.minExpiry, x.msgs.at(row.msg).expires)
-	d := x.dests[row.dest]
-	row.heap = uint32(len(d.ready))
-	d.ready = append(d.ready, i)
-	x.up(d, len(d.ready)-1)
+	x.push(byDue, i)
+	if x.msgs.at(row.msg).expires != never {
+		x.push(byExpiry, i)
+	}
 }
 
 func (x *index) dequeue(i uint32) {
+	x.pull(byDue, i)
+	x.pull(byExpiry, i)
+}
+
+func (row *delRow) claimable() bool { return row.place[byDue] != none }
+
+func (x *index) push(o order, i uint32) {
+	heap := &x.dests[x.dels.at(i).dest].ready[o]
+	*heap = append(*heap, i)
+	x.rise(o, *heap, len(*heap)-1, i)
+}
+
+// pull takes a delivery out of a heap, if it is in it.
+func (x *index) pull(o order, i uint32) {
 	row := x.dels.at(i)
-	if row.heap == none {
+	if row.place[o] == none {
 		return
 	}
-	d := x.dests[row.dest]
-	at, last := int(row.heap), len(d.ready)-1
-	x.swap(d, at, last)
-	d.ready = d.ready[:last]
-	row.heap = none
-	if at < last {
-		x.up(d, at)
-		x.down(d, at)
+	heap := &x.dests[row.dest].ready[o]
+	last := len(*heap) - 1
+	moved := (*heap)[last]
+	*heap = (*heap)[:last]
+	if moved != i {
+		x.rise(o, *heap, x.sink(o, *heap, int(row.place[o])), moved)
 	}
-	if cap(d.ready) > 1024 && len(d.ready) < cap(d.ready)/4 {
-		d.ready = slices.Clone(d.ready)
+	row.place[o] = none
+	if cap(*heap) > 1024 && len(*heap) < cap(*heap)/4 {
+		*heap = slices.Clone(*heap)
 	}
 }
 
-func (x *index) less(a, b uint32) bool {
+func (x *index) less(o order, a, b uint32) bool {
+	x.looked++
 	ra, rb := x.dels.at(a), x.dels.at(b)
+	ma, mb := x.msgs.at(ra.msg), x.msgs.at(rb.msg)
+	if o == byExpiry && ma.expires != mb.expires {
+		return ma.expires < mb.expires
+	}
 	if ra.due != rb.due {
 		return ra.due < rb.due
 	}
-	return bytes.Compare(x.msgs.at(ra.msg).id[:], x.msgs.at(rb.msg).id[:]) < 0
+	return bytes.Compare(ma.id[:], mb.id[:]) < 0
 }
 
-func (x *index) swap(d *destRow, a, b int) {
-	d.ready[a], d.ready[b] = d.ready[b], d.ready[a]
-	x.dels.at(d.ready[a]).heap = uint32(a)
-	x.dels.at(d.ready[b]).heap = uint32(b)
+func (x *index) put(o order, heap []uint32, at int, i uint32) {
+	heap[at] = i
+	x.dels.at(i).place[o] = uint32(at)
 }
 
-func (x *index) up(d *destRow, i int) {
-	for i > 0 {
-		parent := (i - 1) / 2
-		if !x.less(d.ready[i], d.ready[parent]) {
-			return
+// rise puts a delivery where it belongs on the way from at to the top.
+func (x *index) rise(o order, heap []uint32, at int, i uint32) {
+	for at > 0 {
+		parent := (at - 1) / 2
+		if !x.less(o, i, heap[parent]) {
+			break
 		}
-		x.swap(d, i, parent)
-		i = parent
+		x.put(o, heap, at, heap[parent])
+		at = parent
 	}
+	x.put(o, heap, at, i)
 }
 
-func (x *index) down(d *destRow, i int) {
+// sink fills at from below and gives the place that becomes free at the bottom. What is put there came from the bottom,
+// and mostly stays: so it is not compared with each that rises.
+func (x *index) sink(o order, heap []uint32, at int) int {
 	for {
-		least := i
-		for c := 2*i + 1; c <= 2*i+2 && c < len(d.ready); c++ {
-			if x.less(d.ready[c], d.ready[least]) {
-				least = c
-			}
+		least := 2*at + 1
+		if least >= len(heap) {
+			return at
 		}
-		if least == i {
-			return
+		if next := least + 1; next < len(heap) && x.less(o, heap[next], heap[least]) {
+			least = next
 		}
-		x.swap(d, i, least)
-		i = least
+		x.put(o, heap, at, heap[least])
+		at = least
 	}
+}
+
+// first is the delivery of a destination that is claimed first.
+func (d *destRow) first(o order) (uint32, bool) {
+	if len(d.ready[o]) == 0 {
+		return none, false
+	}
+	return d.ready[o][0], true
 }
 
 // claim picks up to r.Max deliveries and leases them until the given time.
 func (x *index) claim(r mta.ClaimRequest, now, until time.Time) []mta.LeaseRef {
 	x.lapse(now)
-	var refs []mta.LeaseRef
-	take := func(i uint32) {
-		ref := mta.LeaseRef{ID: x.msgs.at(x.dels.at(i).msg).id, Dest: x.dests[x.dels.at(i).dest].name}
-		ref.Token = x.lease(i, until)
-		refs = append(refs, ref)
+	var list []uint32
+	ms := now.UnixMilli()
+	switch {
+	case !r.ID.IsZero():
+		list = x.claimOf(r, ms)
+	case r.Expired:
+		list = x.expired(r, ms)
+	default:
+		list = x.head(r, ms)
 	}
-	for _, i := range x.candidates(r, now) {
-		take(i)
-	}
-	if r.Expired || !r.ID.IsZero() {
-		return refs
-	}
-	n, ok := x.names[r.Dest]
-	if !ok {
-		return refs
-	}
-	d, ms := x.dests[n], now.UnixMilli()
-	for len(refs) < r.Max && len(d.ready) > 0 {
-		i := d.ready[0]
-		if !r.IgnoreDue && x.dels.at(i).due > ms {
-			break
-		}
-		take(i)
+	refs := make([]mta.LeaseRef, len(list))
+	for n, i := range list {
+		row := x.dels.at(i)
+		refs[n] = mta.LeaseRef{ID: x.msgs.at(row.msg).id, Dest: x.dests[row.dest].name}
+		refs[n].Token = x.lease(i, until)
 	}
 	return refs
 }
 
-// candidates finds what a claim asks for that is not simply the head of a destination: one message, or the expired.
-func (x *index) candidates(r mta.ClaimRequest, now time.Time) []uint32 {
-	ms := now.UnixMilli()
-	fits := func(i uint32) bool {
-		row := x.dels.at(i)
-		return row.heap != none && (r.Dest == "" || x.dests[row.dest].name == r.Dest) &&
-			(!r.Expired || x.msgs.at(row.msg).expires <= ms) &&
-			(r.Expired || r.IgnoreDue || row.due <= ms)
+// head takes what is due first at a destination.
+func (x *index) head(r mta.ClaimRequest, ms int64) (list []uint32) {
+	n, ok := x.names[r.Dest]
+	if !ok {
+		return nil
 	}
-	var list []uint32
-	switch {
-	case !r.ID.IsZero():
-		m, ok := x.find(r.ID)
+	for d := x.dests[n]; len(list) < r.Max; {
+		i, ok := d.first(byDue)
+		if !ok || !r.IgnoreDue && x.dels.at(i).due > ms {
+			break
+		}
+		x.dequeue(i)
+		list = append(list, i)
+	}
+	return list
+}
+
+// expired takes what expired first at a destination, or at one after the other until there are enough, due or not. It
+// comes in the order of due.
+func (x *index) expired(r mta.ClaimRequest, ms int64) (list []uint32) {
+	dests := x.dests
+	if r.Dest != "" {
+		n, ok := x.names[r.Dest]
 		if !ok {
 			return nil
 		}
-		for i := x.msgs.at(m).first; i != none; i = x.dels.at(i).next {
-			if fits(i) {
-				list = append(list, i)
-			}
-		}
-	case r.Expired && ms >= x.minExpiry:
-		list = x.expired(fits)
+		dests = dests[n : n+1]
 	}
+	for _, d := range dests {
+		for d != nil && len(list) < r.Max {
+			i, ok := d.first(byExpiry)
+			if !ok || x.msgs.at(x.dels.at(i).msg).expires > ms {
+				break
+			}
+			x.dequeue(i)
+			list = append(list, i)
+		}
+	}
+	x.sort(list)
+	return list
+}
+
+// claimOf takes what fits of one message.
+func (x *index) claimOf(r mta.ClaimRequest, ms int64) (list []uint32) {
+	m, ok := x.find(r.ID)
+	if !ok || r.Expired && x.msgs.at(m).expires > ms {
+		return nil
+	}
+	for i := x.msgs.at(m).first; i != none; i = x.dels.at(i).next {
+		row := x.dels.at(i)
+		if row.claimable() && (r.Dest == "" || x.dests[row.dest].name == r.Dest) && (r.Expired || r.IgnoreDue || row.due <= ms) {
+			list = append(list, i)
+		}
+	}
+	x.sort(list)
+	return list[:min(len(list), r.Max)]
+}
+
+// sort brings deliveries into the order of due.
+func (x *index) sort(list []uint32) {
 	slices.SortFunc(list, func(a, b uint32) int {
-		if x.less(a, b) {
+		if x.less(byDue, a, b) {
 			return -1
 		}
 		return 1
 	})
-	return list[:min(len(list), r.Max)]
-}
-
-// expired looks through everything; minExpiry keeps that rare.
-func (x *index) expired(fits func(i uint32) bool) []uint32 {
-	var list []uint32
-	x.minExpiry = never
-	for _, d := range x.dests {
-		if d == nil {
-			continue
-		}
-		for _, i := range d.ready {
-			x.minExpiry = min(x.minExpiry, x.msgs.at(x.dels.at(i).msg).expires)
-			if fits(i) {
-				list = append(list, i)
-			}
-		}
-	}
-	return list
 }
 
 // due lists the destinations with something to claim.
@@ -494,7 +541,10 @@ func (x *index) due(now time.Time, ignoreDue bool) []string {
 	x.lapse(now)
 	var names []string
 	for _, d := range x.dests {
-		if d != nil && len(d.ready) > 0 && (ignoreDue || x.dels.at(d.ready[0]).due <= now.UnixMilli()) {
+		if d == nil {
+			continue
+		}
+		if i, ok := d.first(byDue); ok && (ignoreDue || x.dels.at(i).due <= now.UnixMilli()) {
 			names = append(names, d.name)
 		}
 	}
@@ -512,8 +562,11 @@ func (x *index) nextDue(now time.Time) time.Time {
 		}
 	}
 	for _, d := range x.dests {
-		if d != nil && len(d.ready) > 0 {
-			next = min(next, x.dels.at(d.ready[0]).due)
+		if d == nil {
+			continue
+		}
+		if i, ok := d.first(byDue); ok {
+			next = min(next, x.dels.at(i).due)
 		}
 	}
 	switch next {
@@ -547,8 +600,8 @@ func (x *index) stats(now time.Time) []DestStats {
 		s := DestStats{
 			Dest: d.name, Messages: d.messages, Bytes: d.bytes, Leased: d.leased, Held: d.held, Oldest: fromMillis(oldest[n]),
 		}
-		if len(d.ready) > 0 {
-			s.NextDue = fromMillis(max(x.dels.at(d.ready[0]).due, oldest[n]))
+		if i, ok := d.first(byDue); ok {
+			s.NextDue = fromMillis(max(x.dels.at(i).due, oldest[n]))
 		}
 		list = append(list, s)
 	}
@@ -622,4 +675,20 @@ func (x *index) postpone(i uint32, t time.Time) {
 	row := x.dels.at(i)
 	row.due = max(row.due, millis(t))
 	x.enqueue(i)
+}
+
+// shun is postpone for a delivery of a message that can't be read now. Its expiry waits until t too, in memory only: else
+// it would be the first that expired each time, and others would never be claimed as such.
+func (x *index) shun(i uint32, t time.Time) {
+	row := x.msgs.at(x.dels.at(i).msg)
+	for j := row.first; j != none; j = x.dels.at(j).next {
+		x.pull(byExpiry, j)
+	}
+	row.expires = max(row.expires, millis(t))
+	for j := row.first; j != none; j = x.dels.at(j).next {
+		if x.dels.at(j).claimable() && row.expires != never {
+			x.push(byExpiry, j)
+		}
+	}
+	x.postpone(i, t)
 }

@@ -52,10 +52,10 @@ func (q *queue) items(id mta.ID, sel *Query) ([]Item, error) {
 		dest := q.idx.dests[d.dest].name
 		item := Item{
 			ID: id, Dest: dest, Due: fromMillis(d.due), Expires: m.env.Expires, Held: d.held, Leased: d.leased,
-			Attempts: int(d.attempts), Size: m.size, Envelope: m.env, Rcpts: p.statuses(m.env, dest, false),
+			Size: m.size, Envelope: m.env, Rcpts: p.statuses(m.env, dest, false),
 		}
 		if dp := p.dest(dest); dp != nil {
-			item.Reason = p.standing(m.env, dp).reason
+			item.Attempts, item.Reason = int(dp.attempts), p.standing(m.env, dp).reason
 		}
 		list = append(list, item)
 	}

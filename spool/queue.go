@@ -341,7 +341,7 @@ func (q *queue) unreadable(ref mta.LeaseRef, err error) {
 		if errors.Is(err, ErrDamaged) {
 			q.idx.hold(i)
 		} else {
-			q.idx.postpone(i, time.Now().Add(retryRead))
+			q.idx.shun(i, time.Now().Add(retryRead))
 		}
 	}
 	if errors.Is(err, ErrDamaged) {

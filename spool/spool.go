@@ -37,7 +37,8 @@ type Spool interface {
 	Room(ctx context.Context, dest string, size int64) error
 
 	// Claim leases due deliveries, in the order of due and ID. A claimed delivery is no one else's until it is
-	// settled, released, or its lease lapses.
+	// settled, released, or its lease lapses. Where more have expired than are asked for, those that expired first at
+	// their destination come first.
 	Claim(ctx context.Context, r mta.ClaimRequest) ([]mta.Lease, error)
 
 	// Extend moves the end of a lease to d from now.
