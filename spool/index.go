@@ -612,17 +612,23 @@ func (x *index) stats(now time.Time) []DestStats {
 // ids lists messages after a cursor in the order of ID: at most n that match what the index knows of q; n < 0 is all.
 func (x *index) ids(q *Query, after mta.ID, inclusive bool, n int) []mta.ID {
 	var list []mta.ID
+	var last mta.ID // what comes after it is not among the first n; zero: none is known
 	trim := func(limit int) {
 		slices.SortFunc(list, func(a, b mta.ID) int { return bytes.Compare(a[:], b[:]) })
 		list = list[:min(len(list), limit)]
 	}
 	x.each(func(m uint32, row *msgRow) bool {
-		if c := bytes.Compare(row.id[:], after[:]); c < 0 || c == 0 && !inclusive || !x.matches(q, m) {
+		x.looked++
+		if c := bytes.Compare(row.id[:], after[:]); c < 0 || c == 0 && !inclusive {
+			return true
+		}
+		if !last.IsZero() && bytes.Compare(row.id[:], last[:]) > 0 || !x.matches(q, m) {
 			return true
 		}
 		list = append(list, row.id)
-		if n >= 0 && len(list) >= 8*n+1024 {
+		if n > 0 && len(list) >= 8*n+1024 {
 			trim(n)
+			last = list[n-1]
 		}
 		return true
 	})

@@ -335,6 +335,59 @@ func TestWhatCantBeReadIsNoObstacleToTheExpiryOfOtherMail(t *testing.T) {
 	}
 }
 
+func TestASearchThatFindsNothingLooksThroughTheIndexFewTimes(t *testing.T) {
+	const n = 3000
+	s := NewMemory()
+	defer s.Close()
+	for range n {
+		if err := s.Put(t.Context(), testEnvelope("ann@example.org"), bytes.NewReader(nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.idx.looked
+	items, next, err := s.List(t.Context(), Query{From: "nobody", Limit: 10})
+	if err != nil || len(items) > 0 || next != "" {
+		t.Fatalf("%v %q %v", items, next, err)
+	}
+	// 11, 88, 704 and 5632 messages at a time, and a look that there are no more.
+	if times := (s.idx.looked - before) / n; times > 5 {
+		t.Errorf("it was looked through %d times", times)
+	}
+}
+
+func TestPagesOfIDsAreTheFirstThatMatchInWhateverOrderTheyCame(t *testing.T) {
+	now := time.Now()
+	r := rand.New(rand.NewPCG(1, 4))
+	for name, place := range map[string]func(i int) int{
+		"as they are":     func(i int) int { return i },
+		"the other way":   func(i int) int { return -i },
+		"in no order":     func(int) int { return r.IntN(1 << 30) },
+		"mostly in order": func(i int) int { return i + r.IntN(100) },
+	} {
+		x := newIndex(now)
+		var all []mta.ID
+		for i := range 20000 {
+			env := testEnvelope("a@example.org")
+			env.ID = mta.NewID(now.Add(time.Duration(place(i)) * time.Millisecond))
+			x.add(env, loc{}, 10, begin(env))
+			all = append(all, env.ID)
+		}
+		slices.SortFunc(all, func(a, b mta.ID) int { return bytes.Compare(a[:], b[:]) })
+		for _, n := range []int{1, 11, 300, 19999, 30000, -1} {
+			for _, from := range []int{0, 1, 7000, 19999} {
+				want := all[from:]
+				if n >= 0 {
+					want = want[:min(n, len(want))]
+				}
+				if got := x.ids(&Query{}, all[from], true, n); !slices.Equal(got, want) {
+					t.Errorf("%s: %d from %d on are not the first", name, n, from)
+				}
+			}
+		}
+		x.clear()
+	}
+}
+
 func TestARowIsAsSmallAsItWasMeantToBe(t *testing.T) {
 	if m, d := unsafe.Sizeof(msgRow{}), unsafe.Sizeof(delRow{}); m > 48 || d > 32 {
 		t.Errorf("a message takes %d octets and a delivery %d, more than 48 and 32", m, d)

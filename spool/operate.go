@@ -98,6 +98,9 @@ func parseCursor(s string) (cursor, error) {
 
 func (c cursor) String() string { return c.id.String() + "/" + c.dest }
 
+// maxStep is how many messages a search asks the index for at once: each time it looks through all that it knows.
+const maxStep = 8192
+
 // List implements Spool.
 func (q *queue) List(ctx context.Context, sel Query) (items []Item, next string, err error) {
 	if err := q.enter(ctx); err != nil {
@@ -113,12 +116,12 @@ func (q *queue) List(ctx context.Context, sel Query) (items []Item, next string,
 		limit = DefaultLimit
 	}
 	limit = min(limit, MaxLimit)
-	for inclusive := true; ; inclusive = false {
+	for inclusive, n := true, limit+1; ; inclusive, n = false, min(8*n, maxStep) {
 		if err := ctx.Err(); err != nil {
 			return nil, "", fmt.Errorf("spool: list: %w", err)
 		}
 		q.mu.Lock()
-		ids := q.idx.ids(&sel, at.id, inclusive, limit+1)
+		ids := q.idx.ids(&sel, at.id, inclusive, n)
 		q.mu.Unlock()
 		for _, id := range ids {
 			rows, err := q.rows(id, &sel, at)
