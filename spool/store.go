@@ -310,7 +310,7 @@ func (s *Store) leaveBehind(g *generation) {
 	g.mu.Lock()
 	first := !g.left
 	g.left = true
-	var why error
+	why := errPoisoned
 	if g.db != nil {
 		why = g.db.poisoned()
 	}
