@@ -21,14 +21,14 @@ func unsynced(tune tuning) tuning {
 }
 
 // putMany stores n messages of one octet: nearly all that they take is their records.
-func putMany(t *testing.T, s *Store, n int) {
+func putMany(t *testing.T, s *Store, n int, rcpts ...string) {
 	t.Helper()
 	const workers = 50
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
 			for i := w; i < n; i += workers {
-				if err := s.Put(t.Context(), testEnvelope("ann@example.org"), strings.NewReader("x")); err != nil {
+				if err := s.Put(t.Context(), testEnvelope(rcpts...), strings.NewReader("x")); err != nil {
 					t.Error(err)
 					return
 				}
@@ -55,7 +55,7 @@ func TestAGenerationFullOfRecordsComesBackFromItsJournal(t *testing.T) {
 		}
 		s := openTest(t, cfg, unsynced(slow()))
 		const n = 20_000
-		putMany(t, s, n)
+		putMany(t, s, n, "ann@example.org")
 		if used := s.active.db.used.Load(); s.generations() > 1 || used < smallMemtable {
 			t.Fatalf("%d generations, %d octets of records: that shows nothing", s.generations(), used)
 		}
