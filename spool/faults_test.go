@@ -42,7 +42,12 @@ func slow() tuning {
 
 func openTest(t testing.TB, cfg Config, tune tuning) *Store {
 	t.Helper()
-	s, err := open(t.Context(), cfg, testLog(t), newMetrics(nil), tune)
+	var s *Store
+	var err error
+	waitFor(t, "the lock", func() bool { // a child that another test starts holds that of the last Store too, until its exec is done
+		s, err = open(t.Context(), cfg, testLog(t), newMetrics(nil), tune)
+		return !errors.Is(err, ErrInUse)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

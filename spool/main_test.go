@@ -3,6 +3,7 @@ package spool
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -19,6 +20,7 @@ var children = map[string]func(dir string) error{
 	"scan":  childScan,
 	"fill":  childFill,
 	"drain": childDrain,
+	"kill":  childKill,
 }
 
 func TestMain(m *testing.M) {
@@ -26,6 +28,7 @@ func TestMain(m *testing.M) {
 	if name == "" {
 		os.Exit(m.Run())
 	}
+	name, _, _ = strings.Cut(name, "/") // what follows is for the child
 	if err := children[name](os.Args[len(os.Args)-1]); err != nil {
 		fmt.Fprintln(os.Stderr, "child:", err)
 		os.Exit(3)

@@ -26,16 +26,10 @@ func childGroup(dir string) error {
 		return err
 	}
 	var wg sync.WaitGroup
-	var mu sync.Mutex
 	for range 50 {
 		wg.Go(func() {
 			for range 20 {
-				env := testEnvelope("ann@example.org")
-				if err := s.Put(context.Background(), env, bytes.NewReader(contentOf(env.ID, 1000))); err == nil {
-					mu.Lock()
-					os.Stdout.WriteString("P " + env.ID.String() + "\n")
-					mu.Unlock()
-				}
+				childStore(s, 1000, "ann@example.org")
 			}
 		})
 	}
@@ -230,11 +224,7 @@ func childFull(dir string) error {
 		return err
 	}
 	put := func(n int) error {
-		env := testEnvelope("ann@example.org")
-		err := s.Put(ctx, env, bytes.NewReader(contentOf(env.ID, n)))
-		if err == nil {
-			fmt.Println("P", env.ID)
-		}
+		_, err := childStore(s, n, "ann@example.org")
 		return err
 	}
 	for i := 0; err == nil; i++ {
@@ -259,11 +249,9 @@ func childFull(dir string) error {
 			if err := childRead(s, l.ID); err != nil {
 				return err
 			}
-			fmt.Println("s", l.ID)
-			if err := s.Settle(ctx, settlement(l, mta.Delivered, 250))[0]; err != nil {
+			if err := childSettled(s, []mta.Lease{l}, []mta.Settlement{settlement(l, mta.Delivered, 250)}); err != nil {
 				return err
 			}
-			fmt.Println("D", l.ID)
 		}
 	}
 	return unix.Kill(os.Getpid(), unix.SIGKILL)
@@ -327,7 +315,7 @@ func deleteOne(t *testing.T, s *Store, l *ledger) []mta.ID {
 		t.Fatal(err)
 	}
 	if len(ids) > 0 {
-		l.ending[ids[0]], l.ended[ids[0]] = true, true
+		l.end(ids[0])
 		if _, err := s.Apply(t.Context(), Delete, time.Time{}, Key{ID: ids[0]}); err != nil {
 			t.Fatal(err)
 		}
@@ -346,11 +334,7 @@ func childFiles(dir string) error {
 		return err
 	}
 	put := func(n int) error {
-		env := testEnvelope("ann@example.org")
-		err := s.Put(ctx, env, bytes.NewReader(contentOf(env.ID, n)))
-		if err == nil {
-			os.Stdout.WriteString("P " + env.ID.String() + "\n")
-		}
+		_, err := childStore(s, n, "ann@example.org")
 		return err
 	}
 	s.crowded.Store(false)

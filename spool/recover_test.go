@@ -105,7 +105,7 @@ func TestTheMarkOfACloseThatWasCutShortIsNotBelieved(t *testing.T) {
 	}
 }
 
-func glob(t *testing.T, dir, pattern string) []string {
+func glob(t testing.TB, dir, pattern string) []string {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil {
