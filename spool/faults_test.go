@@ -9,10 +9,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"understudy/internal/mta"
 )
@@ -24,6 +27,26 @@ func testConfig(t testing.TB) Config {
 	cfg.Reserve, cfg.ReservePercent, cfg.Ballast = 64*mta.MiB, 0, 0
 	cfg.GenerationSize = minGeneration
 	return cfg
+}
+
+// swiftDir is a folder in memory, if there is room for it: for tests that say themselves what a disk would keep.
+func swiftDir(t testing.TB) string {
+	t.Helper()
+	const shm = "/dev/shm"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(shm, &fs); err != nil || int64(fs.Bavail)*int64(fs.Bsize) < int64(mta.GiB) {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(shm, "understudy-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // quick is a keeper that does not wait.
@@ -69,6 +92,57 @@ func crash(s *Store) {
 		s.spare.abandon()
 	}
 	s.flock.Close()
+}
+
+// crashFreed is crash for who does it often: what Badger holds is given back, and the folder is what it was before.
+func crashFreed(t testing.TB, s *Store) {
+	t.Helper()
+	s.shut()
+	s.stop()
+	s.kept.Wait()
+	s.hints.close()
+	left := s.dir + ".left"
+	copyTree(t, s.dir, left)
+	gens := s.snapshot()
+	if s.spare != nil {
+		gens = append(gens, s.spare)
+	}
+	for _, g := range gens {
+		if d := g.db; d != nil {
+			d.stop()
+			if err := errors.Join(d.db.Close(), d.wal.Close(), d.closeJournal()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := errors.Join(s.flock.Close(), os.RemoveAll(s.dir), os.Rename(left, s.dir)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// copyTree copies a folder, with the times of its files.
+func copyTree(t testing.TB, from, to string) {
+	t.Helper()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	err := filepath.WalkDir(from, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		return os.Chtimes(filepath.Join(to, rel), fi.ModTime(), fi.ModTime())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func closeTest(t testing.TB, s *Store) {
@@ -147,45 +221,154 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// flakySync fails once, at the n-th sync, and remembers what each log was at its last good one: what a power cut
-// would leave.
+// flakySync fails once, at the n-th sync, and remembers what is on the disk: what a power cut would leave. What the failed
+// sync covered stays lost, whatever sync follows: the system has marked it clean. It is written only if it is changed
+// again, or by who opens the file anew and writes to it once more.
 type flakySync struct {
 	mu     sync.Mutex
 	n      int // 0: never
 	calls  int
 	stored bool // the failing sync stores before it fails
+	names  []string
 	logs   map[string][]byte
+	failed map[string]failedSync
+	held   map[string]*os.File // so that no other file gets the same inode
+}
+
+// failedSync is one file when its sync failed.
+type failedSync struct {
+	f           *os.File
+	disk, cache []byte
 }
 
 var errDisk = errors.New("input/output error")
+
+func newFlaky(n int, stored bool) *flakySync {
+	return &flakySync{n: n, stored: stored, logs: make(map[string][]byte), failed: make(map[string]failedSync), held: make(map[string]*os.File)}
+}
+
+// know forgets a file that was removed once another one has its name.
+func (f *flakySync) know(name string) {
+	if f.isKnown(name) {
+		return
+	}
+	if old := f.held[name]; old != nil {
+		old.Close()
+	}
+	delete(f.logs, name)
+	delete(f.failed, name)
+	var err error
+	if f.held[name], err = os.Open(name); err != nil {
+		panic(err)
+	}
+}
+
+func (f *flakySync) isKnown(name string) bool {
+	held, ok := f.held[name]
+	if !ok {
+		return false
+	}
+	before, err1 := held.Stat()
+	now, err2 := os.Stat(name)
+	return err1 == nil && err2 == nil && os.SameFile(before, now)
+}
 
 func (f *flakySync) sync(file *os.File) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++
+	f.names = append(f.names, file.Name())
+	f.know(file.Name())
 	if f.calls == f.n {
-		if f.stored {
-			f.remember(file)
-		}
-		return errDisk
+		return f.fail(file)
 	}
-	f.remember(file)
+	b := readAll(file)
+	if failed, ok := f.failed[file.Name()]; ok {
+		if failed.f == file || failed.untouched() {
+			failed.lose(b)
+		} else {
+			delete(f.failed, file.Name())
+		}
+	}
+	f.logs[file.Name()] = b
 	return nil
 }
 
-func (f *flakySync) remember(file *os.File) {
+// fail is a sync that fails.
+func (f *flakySync) fail(file *os.File) error {
+	f.know(file.Name())
+	b := readAll(file)
+	if f.stored {
+		f.logs[file.Name()] = b
+	}
+	f.failed[file.Name()] = failedSync{file, f.logs[file.Name()], b}
+	if err := os.Chtimes(file.Name(), failedAt, failedAt); err != nil {
+		panic(err)
+	}
+	return errDisk
+}
+
+// crash ends a store whose files are known, and knows them again.
+func (f *flakySync) crash(t testing.TB, s *Store) {
+	t.Helper()
+	s.shut()
+	s.stop()
+	s.kept.Wait() // or the keeper goes on with the files
+	var known []string
+	for name := range f.held {
+		if f.isKnown(name) {
+			known = append(known, name)
+		}
+	}
+	crashFreed(t, s)
+	for _, name := range known {
+		f.held[name].Close()
+		var err error
+		if f.held[name], err = os.Open(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// failedAt marks a file that nothing was written to since.
+var failedAt = time.Unix(1, 0)
+
+func (f failedSync) untouched() bool {
+	fi, err := os.Stat(f.f.Name())
+	return err == nil && fi.ModTime().Equal(failedAt)
+}
+
+// lose takes out of what a later sync finds in memory what it does not write.
+func (f failedSync) lose(b []byte) {
+	const page = 4096
+	for at := 0; at < min(len(b), len(f.cache)); at += page {
+		now, then := b[at:min(at+page, len(b))], f.cache[at:min(at+page, len(f.cache))]
+		if !bytes.Equal(now, then) {
+			continue // changed since: it is written
+		}
+		clear(now)
+		if at < len(f.disk) {
+			copy(now, f.disk[at:])
+		}
+	}
+}
+
+func readAll(file *os.File) []byte {
 	b, err := os.ReadFile(file.Name())
 	if err != nil {
 		panic(err)
 	}
-	f.logs[file.Name()] = b
+	return b
 }
 
-// powerCut puts the logs back to what was synced.
-func (f *flakySync) powerCut(t *testing.T) {
-	for name, b := range f.logs {
-		if _, err := os.Stat(name); err != nil {
-			continue // closed or removed in good order
+// powerCut puts the logs back to what was synced; of one that never was nothing is there but its length.
+func (f *flakySync) powerCut(t *testing.T, dir string) {
+	t.Helper()
+	for _, name := range append(glob(t, dir, "g*/*.mem"), glob(t, dir, "g*/"+journalFile)...) {
+		f.know(name)
+		b, ok := f.logs[name]
+		if fi, err := os.Stat(name); err == nil && !ok {
+			b = make([]byte, fi.Size())
 		}
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)
@@ -197,6 +380,7 @@ func (f *flakySync) powerCut(t *testing.T) {
 type script struct {
 	t        *testing.T
 	s        *Store
+	flaky    *flakySync
 	stored   map[mta.ID]int // content's size, by message that got a nil
 	over     map[mta.ID]bool
 	attempts map[mta.ID]int
@@ -242,7 +426,34 @@ func (sc *script) run() {
 	sc.settle(d, mta.Returned, 550, report)
 	sc.settle(a, mta.Deferred, 451)
 	sc.settle(c, mta.Quarantined, 550)
-	sc.put(20, "eve@example.org")
+	e := sc.put(20, "eve@example.org")
+	f, h := sc.put(3000, "fay@example.org"), sc.put(200<<10, "hal@example.org")
+	sc.fillUp()
+	// What follows is about a closed generation, whose own log is synced.
+	sc.settle(a, mta.Deferred, 451)
+	sc.settle(e, mta.Delivered, 250)
+	report = mta.Report{Envelope: testEnvelope("bob@example.net")}
+	report.Content = contentOf(report.Envelope.ID, reportSize)
+	sc.settle(f, mta.Returned, 550, report)
+	sc.settle(a, mta.Deferred, 451)
+	sc.settle(h, mta.Delivered, 250)
+	sc.put(30, "ida@example.org")
+}
+
+// fillUp has the active generation closed, and another one take its place.
+func (sc *script) fillUp() {
+	g, d, err := sc.s.useActive()
+	if err != nil {
+		return
+	}
+	g.release()
+	if _, err := sc.s.roll(g); err != nil {
+		return
+	}
+	waitFor(sc.t, "the close", func() bool { // it may be the keeper's
+		closed, err := g.closeIdle(sc.s)
+		return closed || err != nil || d.poisoned() != nil
+	})
 }
 
 // check holds the spool to what was promised.
@@ -273,49 +484,61 @@ func (sc *script) check(s *Store) {
 }
 
 func TestTheNthSyncFailsAndNothingPromisedIsLost(t *testing.T) {
-	dry := &flakySync{logs: make(map[string][]byte)}
+	dry := newFlaky(0, false)
 	runScript(t, dry, func(*script, Config) {})
-	if dry.calls < 10 {
-		t.Fatalf("the script syncs %d times", dry.calls)
+	reopened := -1 // once when it is made
+	for _, name := range dry.names {
+		if strings.Contains(name, generationName(1)) && strings.HasSuffix(name, ".mem") {
+			reopened++
+		}
+	}
+	if dry.calls < 20 || reopened < 4 {
+		t.Fatalf("the script syncs %d times, %d of them the log of a generation that was closed", dry.calls, reopened)
 	}
 	for n := 1; n <= dry.calls; n++ {
 		for _, stored := range []bool{false, true} {
-			for e, end := range []string{"power cut", "kill", "close"} {
-				if testing.Short() && (n+e)%3 != 0 {
-					continue
+			for e, end := range []string{"power cut", "kill", "close", "kill and power cut"} {
+				if stored && !strings.HasSuffix(end, "power cut") || testing.Short() && (n+e)%3 != 0 {
+					continue // what is on the disk matters after a power cut alone
 				}
 				t.Run(fmt.Sprintf("sync %d, stored %v, %s", n, stored, end), func(t *testing.T) {
 					t.Parallel()
-					flaky := &flakySync{n: n, stored: stored, logs: make(map[string][]byte)}
-					runScript(t, flaky, func(sc *script, cfg Config) {
-						switch end {
-						case "power cut":
-							crash(sc.s)
-							flaky.powerCut(t)
-						case "kill":
-							crash(sc.s)
-						case "close":
-							closeTest(t, sc.s)
-						}
-					})
+					runScript(t, newFlaky(n, stored), func(sc *script, cfg Config) { sc.end(end, cfg) })
 				})
 			}
 		}
 	}
 }
 
+// end ends a script.
+func (sc *script) end(how string, cfg Config) {
+	switch how {
+	case "close":
+		closeTest(sc.t, sc.s)
+		return
+	case "kill and power cut": // what the recovery in between built on stays
+		sc.flaky.crash(sc.t, sc.s)
+		tune := slow()
+		tune.sync = sc.flaky.sync
+		sc.s = openTest(sc.t, cfg, tune)
+		sc.check(sc.s)
+	}
+	sc.flaky.crash(sc.t, sc.s)
+	if how != "kill" {
+		sc.flaky.powerCut(sc.t, cfg.Dir)
+	}
+}
+
 func runScript(t *testing.T, flaky *flakySync, end func(sc *script, cfg Config)) {
 	cfg := testConfig(t)
+	cfg.Dir = swiftDir(t)
 	tune := slow()
 	tune.sync = flaky.sync
-	s, err := open(t.Context(), cfg, testLog(t), newMetrics(nil), tune)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sc := &script{t: t, s: s, stored: make(map[mta.ID]int), over: make(map[mta.ID]bool), attempts: make(map[mta.ID]int)}
+	s := openTest(t, cfg, tune)
+	sc := &script{t: t, s: s, flaky: flaky, stored: make(map[mta.ID]int), over: make(map[mta.ID]bool), attempts: make(map[mta.ID]int)}
 	sc.run()
 	sc.check(s)
-	if flaky.n > 2 && len(sc.stored) < 4 { // the first two are of a generation in the making
+	if flaky.n > 2 && len(sc.stored) < 8 { // the first two are of a generation in the making
 		t.Errorf("only %d puts worked around one failed sync", len(sc.stored))
 	}
 	end(sc, cfg)
@@ -325,13 +548,13 @@ func runScript(t *testing.T, flaky *flakySync, end func(sc *script, cfg Config))
 	for range 2 { // what the first recovery amended, the second must agree with
 		s = openTest(t, cfg, slow())
 		sc.check(s)
-		crash(s)
+		crashFreed(t, s)
 	}
 }
 
 func TestAfterAFailedCommitTheGenerationIsEvacuatedAndRemoved(t *testing.T) {
 	cfg := testConfig(t)
-	flaky := &flakySync{n: 8, logs: make(map[string][]byte)}
+	flaky := newFlaky(8, false)
 	tune := quick()
 	tune.sync = flaky.sync
 	s := openTest(t, cfg, tune)
@@ -418,20 +641,19 @@ func TestADiskThatFailsForGoodGivesNo250(t *testing.T) {
 }
 
 func TestAnErrorLineOfBadgerDuringACommitIsNo250(t *testing.T) {
-	s := openTest(t, testConfig(t), slow())
+	tune := slow()
+	var cry func()
+	tune.sync = func(f *os.File) error {
+		if cry != nil {
+			cry()
+			cry = nil
+		}
+		return datasync(f)
+	}
+	s := openTest(t, testConfig(t), tune)
 	defer crash(s)
-	var once sync.Once
-	s.tune.sync = nil
-	g, d, err := s.useActive()
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.release()
-	d.syncer = func(*os.File) error {
-		once.Do(func() { crier{testLog(t), d.poison}.Errorf("Error while curlf sync: %v\n", errDisk) })
-		return nil
-	}
-	s.tune.sync = defaultTuning().sync
+	logger := s.active.db.db.Opts().Logger
+	cry = func() { logger.Errorf("Error while curlf sync: %v\n", errDisk) }
 	env := testEnvelope("ann@example.org")
 	if err := s.Put(t.Context(), env, strings.NewReader("x")); !errors.Is(err, ErrUnknown) {
 		t.Fatalf("put: %v, want ErrUnknown", err)
@@ -444,6 +666,62 @@ func TestAnErrorLineOfBadgerDuringACommitIsNo250(t *testing.T) {
 	defer s.mu.Unlock()
 	if s.active == nil || s.active.num != 2 {
 		t.Errorf("the active generation is %v, want the second", s.active)
+	}
+}
+
+// unsyncable ends content, and has what its file is by then be a device that can't be synced.
+type unsyncable struct{ id mta.ID }
+
+func (u unsyncable) Read([]byte) (int, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		return 0, err
+	}
+	for _, link := range links {
+		to, err := os.Readlink(link)
+		if err != nil || !strings.Contains(to, u.id.String()) {
+			continue
+		}
+		fd, err := strconv.Atoi(filepath.Base(link))
+		if err == nil {
+			err = unix.Dup3(int(null.Fd()), fd, unix.O_CLOEXEC)
+		}
+		if err == nil {
+			err = io.EOF
+		}
+		return 0, err
+	}
+	return 0, errors.New("the content has no file")
+}
+
+func TestContentThatCantBeSyncedIsNo250(t *testing.T) {
+	for _, key := range []string{"", writeKey(t)} {
+		cfg := testConfig(t)
+		cfg.KeyFile = key
+		s := openTest(t, cfg, slow())
+		env := testEnvelope("ann@example.org")
+		body := io.MultiReader(bytes.NewReader(contentOf(env.ID, 300<<10)), unsyncable{env.ID})
+		if err := s.Put(t.Context(), env, body); !errors.Is(err, unix.EINVAL) || errors.Is(err, ErrUnknown) {
+			t.Errorf("put: %v, want that the sync is not possible, and nothing of the message there", err)
+		}
+		if found := glob(t, cfg.Dir, bodiesDir+"/*"); len(found) > 0 {
+			t.Errorf("left: %v", found)
+		}
+		other := mustPut(t, s, 300<<10, "ann@example.org")
+		for range 2 {
+			if _, err := s.Get(t.Context(), env.ID); !errors.Is(err, ErrNotFound) {
+				t.Errorf("get: %v, want ErrNotFound", err)
+			}
+			wantBody(t, s, other.ID, 300<<10)
+			crash(s)
+			s = openTest(t, cfg, slow())
+		}
+		closeTest(t, s)
 	}
 }
 

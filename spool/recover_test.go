@@ -134,11 +134,11 @@ func TestALogWithoutRoomForItsSuccessorStays(t *testing.T) {
 func TestWhatARecoveryBuildsOnIsOnStableStorage(t *testing.T) {
 	cfg := testConfig(t)
 	tune := slow()
-	flaky := &flakySync{logs: make(map[string][]byte)}
+	flaky := newFlaky(0, false)
 	fails := false
 	tune.sync = func(f *os.File) error {
 		if fails && filepath.Base(f.Name()) == journalFile {
-			return errDisk
+			return flaky.fail(f)
 		}
 		return flaky.sync(f)
 	}
@@ -159,7 +159,7 @@ func TestWhatARecoveryBuildsOnIsOnStableStorage(t *testing.T) {
 		t.Fatalf("it is at %v, the folders are %v: that shows nothing", at, folders(t, cfg))
 	}
 	crash(s)
-	flaky.powerCut(t)
+	flaky.powerCut(t, cfg.Dir)
 	s = openTest(t, cfg, slow())
 	wantBody(t, s, m.ID, 3000)
 	closeTest(t, s)
