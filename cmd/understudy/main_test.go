@@ -36,8 +36,9 @@ func TestMain(m *testing.M) {
 type server struct {
 	t      testing.TB
 	dir    string
-	config string // path of the file
-	smtp   string // where it takes mail
+	config string   // path of the file
+	smtp   string   // where it takes mail
+	under  []string // a command that `serve` is run under, such as strace; it must keep the process's id
 	admin  *admin.Client
 	log    *bytes.Buffer // all starts; read it only while the process is not running
 	cmd    *exec.Cmd
@@ -61,10 +62,13 @@ func newServer(t testing.TB, rest string) *server {
 
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
-// configure writes the configuration anew.
+// configure writes the configuration anew. A section in rest takes the place of the usual one.
 func (s *server) configure(rest string) {
 	s.t.Helper()
-	head := "hostname: mx2.example.org\nadmin: {socket: admin.sock}\nspool: {dir: spool}\n"
+	head := "hostname: mx2.example.org\nadmin: {socket: admin.sock}\n"
+	if !strings.Contains(rest, "spool: {") {
+		head += "spool: {dir: spool}\n"
+	}
 	if !strings.Contains(rest, "inbound:") {
 		rest += "\ninbound:\n  listen: [\"SMTP\"]\n"
 	}
@@ -92,11 +96,30 @@ func (s *server) command(args ...string) *exec.Cmd {
 // start starts it and returns when it is ready.
 func (s *server) start() {
 	s.t.Helper()
+	s.launch()
+	s.untilReady()
+}
+
+// launch starts it and does not wait for anything.
+func (s *server) launch() {
+	s.t.Helper()
 	s.cmd = s.command("serve")
+	if len(s.under) > 0 {
+		path, err := exec.LookPath(s.under[0])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.cmd.Args = append(s.under[:len(s.under):len(s.under)], append([]string{s.cmd.Path}, s.cmd.Args[1:]...)...)
+		s.cmd.Path = path
+	}
 	s.cmd.Stderr = s.log
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+func (s *server) untilReady() {
+	s.t.Helper()
 	s.until("it is ready", func() bool {
 		st, err := s.admin.Status(context.Background())
 		return err == nil && st.Ready
