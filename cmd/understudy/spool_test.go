@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+
+	"understudy/internal/testkit"
 )
 
 // proofs skips a test that needs root, strace or mount, unless they are required.
@@ -99,4 +102,33 @@ func (b *book) giveOver(c *client, goOn func(n int, answer string) bool) bool {
 			return true
 		}
 	}
+}
+
+// arrived holds what a primary has against what was promised: every message with a 250 is there, as it was sent but for
+// our fields. It returns how many copies came beyond the first.
+func (b *book) arrived(t *testing.T, p *testkit.Primary) (doubles int) {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	copies := map[int]int{}
+	for _, m := range p.Messages() {
+		var n int
+		if _, err := fmt.Sscanf(m.From, "sender-%06d@example.net", &n); err != nil {
+			t.Fatalf("a message from %q, whom nobody is", m.From)
+		}
+		rest, traced := untraced(m.Content)
+		if !traced || !bytes.Equal(rest, sized(n)) {
+			t.Errorf("message %d was changed on its way: %d octets (our fields %v), %d were sent\n%.300q", n, len(rest), traced, len(sized(n)), rest)
+		}
+		copies[n]++
+		if copies[n] > 1 {
+			doubles++
+		}
+	}
+	for n, id := range b.taken {
+		if copies[n] == 0 {
+			t.Errorf("message %d got a 250 as %s and never arrived", n, id)
+		}
+	}
+	return doubles
 }
