@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,46 +86,61 @@ func synced(all []*traced, path string, after, before int) *traced {
 	return nil
 }
 
-// checkPromise follows one message that got a 250 through a trace: everything of it was written, and then synced, before the
-// 250 was.
-func checkPromise(all []*traced, n int, id string) error {
-	said := last(all, 1<<62, func(c *traced) bool { return c.isWrite() && strings.Contains(c.args, "queued as "+id) })
-	if said == nil || !strings.HasPrefix(said.path, "socket:") {
-		return fmt.Errorf("its 250 is not in the trace (%+v)", said)
+// promise is a message that got a 250, as it is found in a trace.
+type promise struct {
+	said   *traced // what its 250 was written by
+	record *traced // what its record was written by, to a journal, and its content too if it is not large
+}
+
+// kept follows one message through a trace: everything of it was written, and then synced, before its 250 was.
+func kept(all []*traced, n int, id string) (p promise, err error) {
+	p.said = last(all, math.MaxInt, func(c *traced) bool { return c.isWrite() && strings.Contains(c.args, "queued as "+id) })
+	if p.said == nil || !strings.HasPrefix(p.said.path, "socket:") {
+		return p, fmt.Errorf("its 250 is not in the trace (%+v)", p.said)
 	}
 	inRecord := fmt.Sprintf(`sender-%06d\vexample.net`, n) // in the content the two are together
-	record := last(all, said.begun, func(c *traced) bool {
+	p.record = last(all, p.said.begun, func(c *traced) bool {
 		return c.isWrite() && filepath.Base(c.path) == "journal" && c.result > 0 && strings.Contains(c.args, inRecord)
 	})
-	if record == nil {
-		return fmt.Errorf("no record of it was written before its 250")
+	if p.record == nil {
+		return p, fmt.Errorf("no record of it was written before its 250")
 	}
-	if synced(all, record.path, record.ended, said.begun) == nil {
-		return fmt.Errorf("%s was not synced between its record and its 250", record.path)
+	if synced(all, p.record.path, p.record.ended, p.said.begun) == nil {
+		return p, fmt.Errorf("%s was not synced between its record and its 250", p.record.path)
 	}
-	made := all[slices.IndexFunc(all, func(c *traced) bool { return c.isWrite() && c.path == record.path })]
-	folder := filepath.Dir(record.path)
-	for _, dir := range []string{folder, filepath.Dir(folder)} {
-		if synced(all, dir, made.ended, said.begun) == nil {
-			return fmt.Errorf("%s was not synced between the making of the journal and its 250", dir)
-		}
+	if len(sized(n)) > 128<<10 {
+		return p, fileKept(all, id, p.record.begun)
 	}
-	if len(sized(n)) <= 128<<10 {
-		if !strings.Contains(record.args, fmt.Sprintf("Subject: no. %06d", n)) {
-			return fmt.Errorf("its content is not beside its record")
-		}
-		return nil
+	if !strings.Contains(p.record.args, fmt.Sprintf("Subject: no. %06d", n)) {
+		return p, fmt.Errorf("its content is not beside its record")
 	}
-	content := last(all, said.begun, func(c *traced) bool { return c.isWrite() && strings.Contains(c.path, "/bodies/"+id) })
+	return p, nil
+}
+
+// fileKept is kept for content in a file of its own, which must be safe before the record is written.
+func fileKept(all []*traced, id string, before int) error {
+	content := last(all, before, func(c *traced) bool { return c.isWrite() && strings.Contains(c.path, "/bodies/"+id) })
 	if content == nil {
-		return fmt.Errorf("no content of it was written before its 250")
+		return fmt.Errorf("no content of it was written before its record")
 	}
-	file := synced(all, content.path, content.ended, record.begun)
+	file := synced(all, content.path, content.ended, before)
 	if file == nil {
 		return fmt.Errorf("%s was not synced between its content and its record", content.path)
 	}
-	if synced(all, filepath.Dir(content.path), file.ended, record.begun) == nil {
+	if synced(all, filepath.Dir(content.path), file.ended, before) == nil {
 		return fmt.Errorf("the folder of %s was not synced before its record", content.path)
+	}
+	return nil
+}
+
+// found is about a journal that was made within the trace: its name and its folder's were synced before the 250.
+func (p promise) found(all []*traced) error {
+	made := all[slices.IndexFunc(all, func(c *traced) bool { return c.isWrite() && c.path == p.record.path })]
+	folder := filepath.Dir(p.record.path)
+	for _, dir := range []string{folder, filepath.Dir(folder)} {
+		if synced(all, dir, made.ended, p.said.begun) == nil {
+			return fmt.Errorf("%s was not synced between the making of the journal and its 250", dir)
+		}
 	}
 	return nil
 }
@@ -132,13 +148,13 @@ func checkPromise(all []*traced, n int, id string) error {
 // watched are the calls that a promise hangs on.
 const watched = "trace=fdatasync,fsync,write,writev,pwrite64,pwritev,pwritev2,sendto"
 
-// strace is what a server can be run under; it writes to file.
+// strace traces a process and all its threads to a file.
 func strace(t *testing.T, file string, more ...string) []string {
 	t.Helper()
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Fatalf("UNDERSTUDY_PROOFS is set: %v", err)
 	}
-	return append([]string{"strace", "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "2048", "-o", file, "-e", watched}, more...)
+	return append([]string{"strace", "-f", "-y", "-s", "2048", "-o", file, "-e", watched}, more...)
 }
 
 func TestOnTheWireEach250ComesAfterTheSyncOfWhatItPromises(t *testing.T) {
@@ -155,7 +171,7 @@ func TestOnTheWireEach250ComesAfterTheSyncOfWhatItPromises(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newServer(t, fmt.Sprintf("domains: {example.org: {accept_all: true, primaries: [%q]}}\nspool: {dir: spool, reserve: 28MiB, reserve_percent: 0, ballast: 0, generation_size: 4MiB}\n", peer.FreeAddr(t)))
 			file := filepath.Join(s.dir, "trace")
-			s.under = strace(t, file, tt.more...)
+			s.under = append(strace(t, file, tt.more...), "-D", "-qq", "--seccomp-bpf") // -D: the server keeps its process id
 			s.start()
 			b := newBook()
 			b.give(s.smtp, tt.clients, func(n int, answer string) bool { return n < tt.messages })
@@ -166,7 +182,11 @@ func TestOnTheWireEach250ComesAfterTheSyncOfWhatItPromises(t *testing.T) {
 			}
 			all := readTrace(t, file)
 			for n, id := range b.taken {
-				if err := checkPromise(all, n, id); err != nil {
+				p, err := kept(all, n, id)
+				if err == nil {
+					err = p.found(all)
+				}
+				if err != nil {
 					t.Errorf("message %d, %s: %v", n, id, err)
 				}
 			}
