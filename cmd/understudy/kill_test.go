@@ -38,7 +38,7 @@ func (g *generations) look() {
 // deferSome keeps some messages waiting, alone among those that end: their generations must stay.
 func deferSome(at testkit.Point) testkit.Action {
 	var n int
-	if _, err := fmt.Sscanf(at.From, "sender-%06d@", &n); err == nil && n%100 == 50 && at.Step == testkit.AtRCPT {
+	if _, err := fmt.Sscanf(at.From, "sender-%06d@", &n); err == nil && n%250 == 50 && at.Step == testkit.AtRCPT {
 		return testkit.Say("451 4.7.1 later")
 	}
 	return testkit.Action{}

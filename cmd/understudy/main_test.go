@@ -213,7 +213,7 @@ func (s *server) untilPrimary(state string) {
 // get asks the admin API over its socket, as curl --unix-socket would.
 func (s *server) get(path string) (int, string) {
 	s.t.Helper()
-	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	c := http.Client{Timeout: limit, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", filepath.Join(s.dir, "admin.sock"))
 	}}}
