@@ -86,8 +86,8 @@ func (c *Config) Validate() []mta.Fault {
 	if least := 2*opening + spareSpace; c.Reserve < least && c.Reserve >= 0 {
 		fault("reserve", "%s is less than %s: that much is needed to deliver and to restart with generations of %s", c.Reserve, least, c.GenerationSize)
 	}
-	if c.Ballast > 0 && c.Ballast < opening {
-		fault("ballast", "%s is less than %s, which it takes to open one generation of %s: make it more, or 0", c.Ballast, opening, c.GenerationSize)
+	if least := opening + spareSpace; c.Ballast > 0 && c.Ballast < least {
+		fault("ballast", "%s is less than %s, which it takes to open one generation of %s: make it more, or 0", c.Ballast, least, c.GenerationSize)
 	}
 	if c.GenerationSize < minGeneration || c.GenerationSize > maxGeneration {
 		fault("generation_size", "%s is not between %s and %s", c.GenerationSize, minGeneration, maxGeneration)

@@ -143,6 +143,8 @@ func (g *generation) openLocked(s *Store) error {
 	memtable := g.memtable(orphans)
 	done, err := s.space.need(openRoom(memtable))
 	if err != nil {
+		s.cramped.Store(true)
+		s.wake()
 		return fmt.Errorf("open %s: %w", g.dir, err)
 	}
 	defer done()

@@ -85,14 +85,19 @@ func (g *generation) olderThan(age time.Duration) bool {
 	return time.Since(g.created) > age
 }
 
-// closeSome closes generations that were filled, that nobody uses, and the least used beyond the limit.
+// closeSome closes generations that were filled, that nobody uses, and the least used beyond the limit. Where there is no
+// room to open one, the room of those that are open and not in use is wanted at once.
 func (s *Store) closeSome() {
+	idle := s.tune.idleClose
+	if s.cramped.Swap(false) {
+		idle = 0
+	}
 	var open []*generation
 	for _, g := range s.snapshot() {
 		if s.isActive(g) {
 			continue
 		}
-		switch g.closable(s.tune.idleClose) {
+		switch g.closable(idle) {
 		case closeNow:
 			s.closeGeneration(g)
 		case closeMaybe:

@@ -37,6 +37,7 @@ type Store struct {
 	overrides map[loc][]byte
 
 	rolling  sync.Mutex    // held while a new generation is made
+	spareAt  time.Time     // no spare is made before; guarded by rolling
 	failed   error         // why the last one could not be made; guarded by mu
 	fault    Fault         // the last commit that failed; guarded by mu
 	retryAt  time.Time     // not before; guarded by mu
@@ -46,6 +47,7 @@ type Store struct {
 	broken  []string      // folders of generations that could not be opened; set by recover
 	amiss   []Damage      // what was promised may be missing from the end of a log; set by recover
 	crowded atomic.Bool   // few descriptors are left
+	cramped atomic.Bool   // there was no room to open a generation
 	work    chan struct{} // wakes the keeper; capacity 1
 	low     chan struct{} // wakes the preparer; capacity 1
 	stop    context.CancelFunc
@@ -409,11 +411,12 @@ func (s *Store) makeSpare() {
 	s.mu.Lock()
 	there := s.spare != nil
 	s.mu.Unlock()
-	if there {
+	if there || time.Now().Before(s.spareAt) {
 		return
 	}
 	g, err := s.create(s.number())
 	if err != nil {
+		s.spareAt = time.Now().Add(rollRetry)
 		return // roll will try, and tell
 	}
 	s.mu.Lock()
