@@ -304,7 +304,17 @@ func TestAFullDiskIsNoSIGBUS(t *testing.T) {
 	}
 	s = openTest(t, fullConfig(dir), slow()) // on a full disk, with the ballast
 	l.check(t, s)
+	if u, err := s.Usage(t.Context()); err != nil || u.Messages < 10 || u.DiskFree > int64(fullConfig(dir).Ballast) {
+		t.Fatalf("%+v %v: that shows nothing", u, err)
+	}
+	if err := drainAll(t.Context(), s, 4); err != nil {
+		t.Fatal(err)
+	}
+	wantMessages(t, s, 0)
 	crash(s)
+	s = openTest(t, fullConfig(dir), slow())
+	wantMessages(t, s, 0)
+	closeTest(t, s)
 }
 
 // deleteOne makes some room.

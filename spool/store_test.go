@@ -231,65 +231,142 @@ func (h lineHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-func TestEightLargeMessagesAtOnceWithASlowReader(t *testing.T) {
-	const size = 50 << 20
-	cfg := testConfig(t)
-	s := openTest(t, cfg, slow())
+// A sender that pauses in the middle of its content, and a reader that does, hold up nobody, and nobody's content is kept
+// in memory for them.
+func TestSlowSendersAndReadersHoldUpNobody(t *testing.T) {
+	const senders, size = 8, 50 << 20
+	s := openTest(t, testConfig(t), slow())
 	defer closeTest(t, s)
-	first := mustPut(t, s, 1<<20, "slow@example.net")
-	r, err := s.Body(t.Context(), first.ID)
-	if err != nil {
-		t.Fatal(err)
+	readers := make(map[mta.ID]io.ReadCloser)
+	sizes := make(map[mta.ID]int)
+	for _, n := range []int{100 << 10, 1 << 20} { // beside its record, and in a file
+		env := mustPut(t, s, n, "slow@example.net")
+		r, err := s.Body(t.Context(), env.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		readers[env.ID], sizes[env.ID] = r, n
 	}
-	defer r.Close()
-	if _, err := io.ReadFull(r, make([]byte, 100)); err != nil { // and no more, for now
-		t.Fatal(err)
+	head := make([]byte, 100)
+	for id, r := range readers { // and no more, for now
+		if _, err := io.ReadFull(r, head); err != nil || !bytes.Equal(head, contentOf(id, sizes[id])[:100]) {
+			t.Fatalf("%q %v", head, err)
+		}
 	}
-	runtime.GC()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
+	before := memory()
 	var wg sync.WaitGroup
-	envs := make([]*mta.Envelope, 8)
+	envs := make([]*mta.Envelope, senders)
+	here, goOn := make(chan struct{}, senders), make(chan struct{})
 	for i := range envs {
 		envs[i] = testEnvelope("ann@example.org")
+		p := &pattern{}
+		body := io.MultiReader(io.LimitReader(p, size/2), pause{here, goOn}, io.LimitReader(p, size/2))
 		wg.Go(func() {
-			if err := s.Put(t.Context(), envs[i], io.LimitReader(&pattern{}, size)); err != nil {
+			if err := s.Put(t.Context(), envs[i], body); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	var took []time.Duration
-	for busy := true; busy; {
-		start := time.Now()
+	for range senders {
+		<-here
+	}
+	if grown := memory() - before; grown > senders*size/2/4 {
+		t.Errorf("%d MiB of content are under way, memory grew by %d MiB", senders*size/2>>20, grown>>20)
+	}
+	for range 50 { // all of it while they pause
 		mustPut(t, s, 1000, "ann@example.com")
-		took = append(took, time.Since(start))
-		select {
-		case <-done:
-			busy = false
-		default:
+	}
+	if _, err := s.roll(s.active); err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, s, "example.com", func(mta.ID) bool { return false })
+	deliver(t, s, "example.net", func(mta.ID) bool { return false })
+	s.removeDrained()
+	wantMessages(t, s, 0)
+	for id, r := range readers { // its message is gone, what it reads is not
+		if rest, err := io.ReadAll(r); err != nil || !bytes.Equal(rest, contentOf(id, sizes[id])[100:]) {
+			t.Errorf("the rest of %d octets: %d, %v", sizes[id], len(rest), err)
 		}
 	}
-	runtime.ReadMemStats(&after)
-	if grown := int64(after.Sys) - int64(before.Sys); grown > 64<<20 {
-		t.Errorf("memory grew by %d MiB", grown>>20)
-	}
+	close(goOn)
+	wg.Wait()
 	for _, env := range envs {
-		b, err := s.Body(t.Context(), env.ID)
-		if err != nil {
+		wantPattern(t, s, env.ID, size)
+	}
+}
+
+func TestAMessageOf100MiBGoesInAndOut(t *testing.T) {
+	const size = 100 << 20
+	for _, key := range []string{"", writeKey(t)} {
+		cfg := testConfig(t)
+		cfg.KeyFile = key
+		s := openTest(t, cfg, slow())
+		env := testEnvelope("ann@example.org")
+		before := memory()
+		if err := s.Put(t.Context(), env, io.LimitReader(&pattern{}, size)); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := io.Copy(io.Discard, b); n != size || err != nil {
-			t.Errorf("%d octets: %v", n, err)
+		wantPattern(t, s, env.ID, size)
+		if grown := memory() - before; grown > size/2 {
+			t.Errorf("memory grew by %d MiB", grown>>20)
 		}
-		b.Close()
+		crash(s)
+		s = openTest(t, cfg, slow())
+		wantPattern(t, s, env.ID, size)
+		deliver(t, s, "example.org", func(mta.ID) bool { return false })
+		if left := glob(t, cfg.Dir, bodiesDir+"/*"); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		closeTest(t, s)
 	}
-	if _, err := io.Copy(io.Discard, r); err != nil {
-		t.Errorf("the slow reader: %v", err)
+}
+
+// memory is what the process has of the system.
+func memory() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.Sys)
+}
+
+// pause says that it is reached, and ends when it is told to.
+type pause struct{ here, goOn chan struct{} }
+
+func (p pause) Read([]byte) (int, error) {
+	p.here <- struct{}{}
+	<-p.goOn
+	return 0, io.EOF
+}
+
+// wantPattern holds content against the pattern, without having all of it in memory.
+func wantPattern(t *testing.T, s *Store, id mta.ID, size int64) {
+	t.Helper()
+	r, err := s.Body(t.Context(), id)
+	if err != nil {
+		t.Error(err)
+		return
 	}
-	slices.Sort(took)
-	t.Logf("%d small messages meanwhile, median %v, at most %v", len(took), took[len(took)/2], took[len(took)-1])
+	defer r.Close()
+	w := &patternWriter{}
+	if n, err := io.Copy(w, r); n != size || err != nil {
+		t.Errorf("%d octets, want %d: %v", n, size, err)
+	}
+}
+
+// patternWriter takes the pattern and nothing else.
+type patternWriter struct {
+	p    pattern
+	want []byte
+}
+
+func (w *patternWriter) Write(b []byte) (int, error) {
+	at := w.p.n
+	w.want = slices.Grow(w.want[:0], len(b))[:len(b)]
+	if w.p.Read(w.want); !bytes.Equal(b, w.want) {
+		return 0, fmt.Errorf("the octets from %d on are others", at)
+	}
+	return len(b), nil
 }
 
 // pattern is content without an end.
