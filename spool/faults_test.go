@@ -145,6 +145,11 @@ func copyTree(t testing.TB, from, to string) {
 	}
 }
 
+func isThere(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 func closeTest(t testing.TB, s *Store) {
 	t.Helper()
 	if err := s.Close(); err != nil {
