@@ -388,8 +388,12 @@ func childOnce(dir string) error {
 	if err != nil {
 		return err
 	}
-	for range 20 {
-		if env, err := childStore(s, 4000, "ann@example.org"); err != nil {
+	for i := range 20 {
+		size := 4000
+		if i%4 == 3 {
+			size = 200 << 10 // content in a file of its own
+		}
+		if env, err := childStore(s, size, "ann@example.org"); err != nil {
 			sayLine("F", env.ID)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -58,26 +59,56 @@ var (
 	saidP    = regexp.MustCompile(`write\(1<[^>]*>, "P `)
 )
 
-func TestEach250ComesAfterASyncOfTheJournal(t *testing.T) {
+// syncedFiles gives, for each message that was promised, what was synced since the one before, in order.
+func syncedFiles(trace string) (since [][]string) {
+	var now []string
+	begun := make(map[string]string) // by thread
+	for line := range strings.SplitSeq(trace, "\n") {
+		thread, call, _ := strings.Cut(strings.TrimSpace(line), " ")
+		call = strings.TrimSpace(call)
+		switch m := syncCall.FindStringSubmatch(call); {
+		case m != nil && strings.HasSuffix(call, "<unfinished ...>"):
+			begun[thread] = m[1]
+		case m != nil && syncWorked.MatchString(call):
+			now = append(now, m[1])
+		case syncResumed.MatchString(call):
+			now = append(now, begun[thread])
+		case saidP.MatchString(call):
+			since = append(since, now)
+			now = nil
+		}
+	}
+	return since
+}
+
+var (
+	syncCall    = regexp.MustCompile(`^(?:fdatasync|fsync)\(\d+<([^>]*)>`)
+	syncWorked  = regexp.MustCompile(`\) += 0$`)
+	syncResumed = regexp.MustCompile(`^<\.\.\. (?:fdatasync|fsync) resumed>\) += 0$`)
+)
+
+func TestEach250ComesAfterASyncOfTheJournalAndOfItsContent(t *testing.T) {
 	proofs(t)
 	dir := t.TempDir()
 	l := newLedger()
-	trace := traced(t, "once", dir, l.hear, "-e", "trace=fdatasync,msync,fsync,write")
-	synced, said := false, 0
-	for line := range strings.SplitSeq(trace, "\n") {
-		switch {
-		case syncDone.MatchString(line):
-			synced = true
-		case saidP.MatchString(line):
-			said++
-			if !synced {
-				t.Errorf("message %d was promised without a sync", said)
-			}
-			synced = false
+	since := syncedFiles(traced(t, "once", dir, l.hear, "-e", "trace=fdatasync,fsync,write"))
+	large := 0
+	for n, files := range since {
+		last := ""
+		if len(files) > 0 {
+			last = files[len(files)-1]
+		}
+		if filepath.Base(last) != journalFile {
+			t.Errorf("message %d was promised after the syncs of %v", n+1, files)
+		}
+		// The file, then the folder that names it, then the journal.
+		i := slices.IndexFunc(files, func(f string) bool { return filepath.Base(filepath.Dir(f)) == bodiesDir })
+		if i >= 0 && i+1 < len(files) && filepath.Base(files[i+1]) == bodiesDir {
+			large++
 		}
 	}
-	if said != 20 {
-		t.Errorf("%d promises traced, want 20", said)
+	if len(since) != 20 || large != 5 {
+		t.Errorf("%d promises traced, want 20; %d of large messages after their content was safe, want 5", len(since), large)
 	}
 	s := openTest(t, childConfig(dir), slow())
 	defer closeTest(t, s)
