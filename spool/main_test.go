@@ -12,15 +12,16 @@ const childEnv = "UNDERSTUDY_SPOOL_CHILD"
 
 // children are programs that tests kill, starve and trace.
 var children = map[string]func(dir string) error{
-	"load":  childLoad,
-	"once":  childOnce,
-	"group": childGroup,
-	"full":  childFull,
-	"files": childFiles,
-	"scan":  childScan,
-	"fill":  childFill,
-	"drain": childDrain,
-	"kill":  childKill,
+	"load":    childLoad,
+	"once":    childOnce,
+	"group":   childGroup,
+	"full":    childFull,
+	"files":   childFiles,
+	"starved": childStarved,
+	"scan":    childScan,
+	"fill":    childFill,
+	"drain":   childDrain,
+	"kill":    childKill,
 }
 
 func TestMain(m *testing.M) {
