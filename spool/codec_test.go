@@ -147,7 +147,7 @@ func FuzzDecodeProgress(f *testing.F) {
 func FuzzReadLog(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x00\x00aaaaaaaaaaaa\x40\x00\x0d\x05\x00m...."))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if r := readLog("x", b); r.end > int64(len(b)) && r.end > logHead || r.size > int64(len(b)) {
+		if r := (logFile{b: b}).read("x"); r.end > int64(len(b)) && r.end > logHead || r.size > int64(len(b)) {
 			t.Errorf("%+v of %d octets", r, len(b))
 		}
 	})

@@ -19,7 +19,7 @@ const generationVersion = 2
 const (
 	generationFile = "generation.json" // what it is; written before anything else
 	cleanFile      = "clean.json"      // with no log beside it: the database was closed well
-	redoneFile     = "redone"          // the database was made anew from the journal, and has been told more since
+	redoneFile     = "redone"          // the database has been told more than the journal: it was made anew from it, or opened again
 	damagedFile    = "damaged"         // why some of it can't be read; it is never removed
 )
 
@@ -140,7 +140,7 @@ func (g *generation) openLocked(s *Store) error {
 	if err != nil {
 		return err
 	}
-	memtable := g.memtable(orphans)
+	memtable, anew := g.memtable(orphans), isFresh(g, orphans) && !hasLogs(g.dir)
 	done, err := s.space.need(openRoom(memtable))
 	if err != nil {
 		s.cramped.Store(true)
@@ -153,6 +153,9 @@ func (g *generation) openLocked(s *Store) error {
 		return err
 	}
 	err = d.settleDown()
+	if err == nil && d.log != nil && !anew {
+		err = touchFile(filepath.Join(g.dir, redoneFile))
+	}
 	if err == nil {
 		err = unmark(g.dir)
 	}
@@ -305,6 +308,14 @@ func writeFile(path string, b []byte) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// touchFile makes an empty file, if it is not there.
+func touchFile(path string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return writeFile(path, nil)
 }
 
 func readJSON(path string, v any) error {

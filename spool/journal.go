@@ -418,10 +418,12 @@ func (j *journal) scan(b []byte, from int64, f func(entries []entry) error) (jou
 		if bad >= 0 {
 			doubts = append(doubts, piece{b[bad-from : at-from], bad})
 		}
-		if frame.group > last || frame.group > bad && bad >= 0 {
-			entries = append(r.lose(j, doubts, frame.group), entries...)
-			doubts = slices.DeleteFunc(doubts, func(p piece) bool { return p.at < frame.group })
+		if held := r.lose(j, doubts, frame.group); len(held) > 0 {
+			if err := f(held); err != nil {
+				return r, err
+			}
 		}
+		doubts = slices.DeleteFunc(doubts, func(p piece) bool { return p.at < frame.group })
 		if frame.group > last {
 			last = frame.group
 			r.groups++

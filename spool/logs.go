@@ -2,6 +2,8 @@ package spool
 
 import (
 	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,8 +11,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/dgraph-io/badger/v4"
 
 	"understudy/internal/mta"
 )
@@ -97,8 +102,93 @@ func (e *logEntry) message() (mta.ID, bool) {
 	return m.env.ID, true
 }
 
-// readLog says what a replay will find, and what it will not.
-func readLog(name string, b []byte) logReport {
+// logFile is a log as it lies on the disk. Keys and values in it may be encrypted, under its initial vector and their
+// place.
+type logFile struct {
+	b     []byte
+	block cipher.Block // nil: in clear, or nobody can tell
+}
+
+// openLog finds the key of a log in the registry of its folder.
+func openLog(dir string, b, key []byte) (logFile, error) {
+	l := logFile{b: b}
+	if len(key) == 0 || len(b) < logHead {
+		return l, nil
+	}
+	keys, err := badger.OpenKeyRegistry(badger.KeyRegistryOptions{Dir: dir, ReadOnly: true, EncryptionKey: key, EncryptionKeyRotationDuration: keyRotation})
+	if err != nil {
+		return l, err
+	}
+	defer keys.Close()
+	data, err := keys.DataKey(binary.BigEndian.Uint64(b))
+	if err != nil || data == nil {
+		return l, err
+	}
+	l.block, err = aes.NewCipher(data.Data)
+	return l, err
+}
+
+// entry reads the entry at at. It makes sense if it is one of ours: under a wrong key or vector none is.
+func (l logFile) entry(at int) (e logEntry, sense, ok bool) {
+	e, ok = readEntry(l.b[at:])
+	if !ok || l.block == nil {
+		return e, ok, ok
+	}
+	plain := l.decrypt(at, slices.Concat(e.key, e.value))
+	e.key, e.value = plain[:len(e.key)], plain[len(e.key):]
+	return e, isOurs(e.key), true
+}
+
+func (l logFile) decrypt(at int, b []byte) []byte {
+	if l.block == nil {
+		return b
+	}
+	iv := binary.BigEndian.AppendUint32(slices.Clone(l.b[8:logHead]), uint32(at))
+	cipher.NewCTR(l.block, iv).XORKeyStream(b, b)
+	return b
+}
+
+// isOurs reports a key as it lies in a log: one of a generation's, or of Badger's that ends a transaction.
+func isOurs(key []byte) bool {
+	n := len(key) - stampSize
+	if n < 1 {
+		return false
+	}
+	switch key[0] {
+	case 'v':
+		return n == 1
+	case 'b':
+		return n == 5 || n == 9
+	case 'm', 'r':
+		return n == 5
+	case 'o':
+		return n == 9
+	}
+	return string(key[:n]) == endKey
+}
+
+// ends reports whether the end of a transaction lies behind at, be it damaged.
+func (l logFile) ends(at int) bool {
+	const longest = 2 + 3*binary.MaxVarintLen32 + len(endKey)
+	for ; at+longest < len(l.b); at++ {
+		if l.b[at] != metaEnd || l.b[at+1] != 0 {
+			continue
+		}
+		head := 2
+		for range 3 {
+			_, n := binary.Uvarint(l.b[at+head:])
+			head += max(n, 0)
+		}
+		if at+head+len(endKey) <= len(l.b) && string(l.decrypt(at, slices.Clone(l.b[at+head:at+head+len(endKey)]))) == endKey {
+			return true
+		}
+	}
+	return false
+}
+
+// read says what a replay will find, and what it will not.
+func (l logFile) read(name string) logReport {
+	b := l.b
 	r := logReport{name: name, end: logHead}
 	size := len(bytes.TrimRight(b, "\x00"))
 	if r.size = int64(size); size < logHead {
@@ -107,8 +197,8 @@ func readLog(name string, b []byte) logReport {
 	at := logHead
 	var open []mta.ID
 	for at < size {
-		e, ok := readEntry(b[at:])
-		if !ok {
+		e, sense, _ := l.entry(at)
+		if !sense {
 			break
 		}
 		at += e.length
@@ -126,27 +216,28 @@ func readLog(name string, b []byte) logReport {
 	r.size = max(r.size, int64(at)) // a checksum may end in zeros
 	if at < size {
 		r.monstrous = monstrous(b[at:size])
-		r.searchBehind(b[at:])
-		r.doubtful = r.lost == 0 && bytes.Contains(b[at:size], []byte(endKey))
+		r.searchBehind(l, at)
+		r.doubtful = r.lost == 0 && (bytes.Contains(b[at:size], []byte(endKey)) || l.ends(at))
 	}
 	return r
 }
 
-// searchBehind looks for whole commits behind what can't be read.
-func (r *logReport) searchBehind(b []byte) {
+// searchBehind looks for whole commits from at on, where something can't be read. What is whole and makes no sense was
+// written under another vector than the one at the head.
+func (r *logReport) searchBehind(l logFile, at int) {
 	var open []mta.ID
-	for at := 1; at < len(b); {
-		if m := b[at]; m != metaTxn && m != metaTxn|metaDelete && m != metaEnd {
+	for at < len(l.b) {
+		if m := l.b[at]; m != metaTxn && m != metaTxn|metaDelete && m != metaEnd {
 			at++
 			continue
 		}
-		e, ok := readEntry(b[at:])
+		e, sense, ok := l.entry(at)
 		if !ok {
 			at++
 			continue
 		}
 		at += e.length
-		if id, ok := e.message(); ok {
+		if id, ok := e.message(); ok && sense {
 			open = append(open, id)
 		}
 		if e.meta&metaEnd != 0 {
@@ -183,7 +274,11 @@ func (s *Store) saveLogs(g *generation, aside string, marked bool) (keep bool, e
 		if err != nil {
 			return true, err
 		}
-		r := readLog(filepath.Base(path), b)
+		l, err := openLog(g.dir, b, g.key)
+		if err != nil {
+			return true, err
+		}
+		r := l.read(filepath.Base(path))
 		err = s.copyLog(filepath.Join(aside, r.name), b[:r.size])
 		amiss := !marked && s.tellLog(g, aside, r)
 		switch {

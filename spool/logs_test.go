@@ -43,7 +43,7 @@ func TestAReplayThatWouldBeShortIsToldWithWhatIsMissing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := readLog("x", b); r.commits != 7 || r.lost != 0 || len(r.pending) != 0 || r.doubtful || r.size != r.end {
+	if r := (logFile{b: b}).read("x"); r.commits != 7 || r.lost != 0 || len(r.pending) != 0 || r.doubtful || r.size != r.end {
 		t.Fatalf("a healthy log: %+v", r) // six messages and the first commit
 	}
 	at := bytes.Index(b, []byte(ids[2].String()))
@@ -51,7 +51,7 @@ func TestAReplayThatWouldBeShortIsToldWithWhatIsMissing(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := readLog("x", b)
+	r := (logFile{b: b}).read("x")
 	for _, id := range ids[3:] {
 		if !slices.Contains(r.missing, id) {
 			t.Errorf("%s is not named among %v", id, r.missing)
@@ -90,11 +90,11 @@ func TestACommitThatWasCutShortIsNoDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole := readLog("x", b)
+	whole := (logFile{b: b}).read("x")
 	last := bytes.Index(b, []byte(ids[2].String()))
 	for _, cut := range []int{last + 10, last + 2000, int(whole.end) - 60} {
 		torn := append(bytes.Clone(b[:cut]), make([]byte, len(b)-cut)...)
-		if r := readLog("x", torn); r.lost != 0 || r.commits != 3 || r.doubtful || r.monstrous {
+		if r := (logFile{b: torn}).read("x"); r.lost != 0 || r.commits != 3 || r.doubtful || r.monstrous {
 			t.Errorf("cut at %d: %+v", cut, r)
 		}
 	}
@@ -106,9 +106,9 @@ func TestAMonstrousHeaderIsSeen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := int(readLog("x", b).end)
+	at := int((logFile{b: b}).read("x").end)
 	copy(b[at:], []byte{metaTxn, 0, 13, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 'm'})
-	if r := readLog("x", b); !r.monstrous || r.commits != 4 {
+	if r := (logFile{b: b}).read("x"); !r.monstrous || r.commits != 4 {
 		t.Errorf("%+v after %v", r, ids)
 	}
 }

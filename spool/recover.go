@@ -164,16 +164,20 @@ func (s *Store) breakGeneration(dir string, err error) {
 
 // leftovers are what the last process left in a generation's folder.
 type leftovers struct {
-	logged  bool       // with a log: an open database always has one
+	logs    int        // an open database always has one, and a second one while the first is written out as a table
 	orphans []string   // tables that Badger will delete
 	fresh   bool       // see isFresh
 	clean   *cleanInfo // nil: there is no mark of a clean close
+	torn    bool       // its MANIFEST lost tables: set by saveFiles
 }
 
 // examine makes a folder fit to be opened and tells what is in it.
 func examine(g *generation) (leftovers, error) {
-	l := leftovers{logged: hasLogs(g.dir)} // before empty ones are dropped
-	var err error
+	logs, err := filepath.Glob(filepath.Join(g.dir, "*.mem")) // before empty ones are dropped
+	if err != nil {
+		return leftovers{}, err
+	}
+	l := leftovers{logs: len(logs)}
 	if l.orphans, err = inspect(g.dir); err != nil {
 		return l, err
 	}
@@ -191,7 +195,7 @@ func (s *Store) recoverGeneration(g *generation) error {
 	left, err := examine(g)
 	switch {
 	case err != nil:
-	case left.clean != nil && !left.logged && !left.fresh:
+	case left.clean != nil && left.logs == 0 && !left.fresh:
 		err = s.recoverClean(g, left)
 	default:
 		err = s.recoverUnclean(g, left)
@@ -256,7 +260,7 @@ func (s *Store) recoverUnclean(g *generation, left leftovers) error {
 // replay has Badger replay the log, after it was copied aside, and reads what is there then.
 func (s *Store) replay(g *generation, left leftovers) error {
 	aside := filepath.Join(s.dir, asideDir, generationName(g.num)+"-"+time.Now().UTC().Format("20060102T150405.000"))
-	keep, logs, err := s.saveFiles(g, left, aside)
+	keep, logs, err := s.saveFiles(g, &left, aside)
 	if err != nil {
 		return err
 	}
@@ -265,10 +269,14 @@ func (s *Store) replay(g *generation, left leftovers) error {
 		return err
 	}
 	defer g.release()
-	if left.fresh && d.log != nil {
-		if keep, err = s.redo(g, d, aside, logs); err != nil {
-			return err
-		}
+	switch {
+	case left.fresh && d.log != nil:
+		keep, err = s.redo(g, d, aside, logs)
+	case left.torn:
+		err = s.makeGood(g, d)
+	}
+	if err != nil {
+		return err
 	}
 	if err := s.scan(g, d.db); err != nil {
 		return err
@@ -279,7 +287,7 @@ func (s *Store) replay(g *generation, left leftovers) error {
 	}
 	switch {
 	case left.fresh:
-	case !left.logged:
+	case left.logs == 0:
 		s.damagedGeneration(g, fmt.Errorf("%w: it was in use, and has no log", ErrDamaged))
 	case left.clean != nil: // nothing was written since
 		s.checkRecords(g, d.db, left.clean)
@@ -291,7 +299,7 @@ func (s *Store) replay(g *generation, left leftovers) error {
 }
 
 // saveFiles keeps what Badger may destroy, and reports whether something is amiss. A fresh generation needs none of it.
-func (s *Store) saveFiles(g *generation, left leftovers, aside string) (keep bool, logs []logReport, err error) {
+func (s *Store) saveFiles(g *generation, left *leftovers, aside string) (keep bool, logs []logReport, err error) {
 	if left.fresh {
 		logs, err = s.takeLogs(g, aside)
 		return false, logs, err
@@ -300,6 +308,8 @@ func (s *Store) saveFiles(g *generation, left leftovers, aside string) (keep boo
 	if err != nil {
 		return keep, nil, err
 	}
+	// A table comes out of a log that stays until the MANIFEST names it, beside a new one or the mark of a close.
+	left.torn = keep && left.logs < 2 && left.clean == nil
 	keepLogs, err := s.saveLogs(g, aside, left.clean != nil)
 	return keep || keepLogs, nil, err
 }

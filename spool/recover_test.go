@@ -459,3 +459,40 @@ func TestADiskThatDoesNotAnswerHoldsUpNobodyForEver(t *testing.T) {
 	wantBody(t, s, before.ID, 100)
 	closeTest(t, s)
 }
+
+// Badger deletes tables that its MANIFEST does not name, and a MANIFEST that is cut off is no error to it.
+func TestWhatAMANIFESTLostComesBackFromTheJournal(t *testing.T) {
+	for _, key := range []bool{false, true} {
+		cfg := testConfig(t)
+		if key {
+			cfg.KeyFile = writeKey(t)
+		}
+		s := openTest(t, cfg, slow())
+		var ids []mta.ID
+		for range 5 {
+			ids = append(ids, mustPut(t, s, 3000, "ann@example.org").ID)
+		}
+		first := s.active
+		closeTest(t, s)
+		s = openTest(t, cfg, slow())
+		l := mustClaim(t, s, mta.ClaimRequest{ID: ids[0]})
+		if err := s.Settle(t.Context(), settlement(l, mta.Delivered, 250))[0]; err != nil {
+			t.Fatal(err)
+		}
+		crash(s)
+		harmFile(t, filepath.Join(first.dir, "MANIFEST"), func(b []byte) { clear(b[16:]) }) // all but its head
+		for range 2 {
+			s = openTest(t, cfg, slow())
+			for _, id := range ids[1:] {
+				wantBody(t, s, id, 3000)
+			}
+			if _, err := s.Get(t.Context(), ids[0]); !errors.Is(err, ErrNotFound) {
+				t.Errorf("what was settled is back: %v", err) // its end is in the log
+			}
+			if d := s.Damages(); len(d) != 1 || d[0].Dir != first.dir {
+				t.Errorf("damages %v", d)
+			}
+			crash(s)
+		}
+	}
+}

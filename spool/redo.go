@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/dgraph-io/badger/v4"
+
 	"understudy/internal/mta"
 )
 
-// isFresh reports whether a generation was never closed: all that was committed to it is in its journal, and its
-// database can be made anew. orphans are tables that Badger will delete.
+// isFresh reports whether a generation was never closed, or not opened again since: all that was committed to it is in its
+// journal, and its database can be made anew. orphans are tables that Badger will delete.
 func isFresh(g *generation, orphans []string) bool {
 	tables, err := filepath.Glob(filepath.Join(g.dir, "*.sst"))
 	if err != nil || len(tables) > len(orphans) {
@@ -65,7 +67,8 @@ func (s *Store) takeLogs(g *generation, aside string) ([]logReport, error) {
 		if err != nil {
 			return nil, err
 		}
-		r := readLog(filepath.Base(path), b)
+		l, _ := openLog(g.dir, b, g.key) // without its key it tells less
+		r := l.read(filepath.Base(path))
 		if err := s.copyLog(filepath.Join(aside, r.name), b[:r.size]); err != nil {
 			s.log.Warn("log not copied aside before it is replayed", slog.String("file", path), slog.Any("err", err))
 		}
@@ -114,7 +117,7 @@ func (s *Store) redo(g *generation, d *database, aside string, logs []logReport)
 		err = d.log.secure(report, s.tune.sync)
 	}
 	if err == nil { // from now on the log has what the journal lacks
-		err = writeFile(filepath.Join(g.dir, redoneFile), nil)
+		err = touchFile(filepath.Join(g.dir, redoneFile))
 	}
 	if err != nil {
 		return true, fmt.Errorf("redo %s: %w", g.dir, err)
@@ -163,4 +166,44 @@ func (s *Store) tellJournal(g *generation, aside string, r journalReport, w test
 		s.log.Warn("log ends in a commit that was not finished", attrs...)
 	}
 	return false
+}
+
+// makeGood brings back the messages that a MANIFEST lost with the tables that they were in. How far they had come is lost,
+// so some may be delivered twice.
+func (s *Store) makeGood(g *generation, d *database) error {
+	s.damagedGeneration(g, fmt.Errorf("%w: its MANIFEST does not name a table that is whole", ErrDamaged))
+	if d.log == nil {
+		return nil
+	}
+	known := make(map[uint32]bool)
+	err := view(d.db, func(txn *badger.Txn) error {
+		o := badger.DefaultIteratorOptions
+		o.Prefix, o.PrefetchValues, o.AllVersions = []byte{'m'}, false, true // those that ended, too
+		it := txn.NewIterator(o)
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			known[seqOf(it.Item().Key())] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var lost []entry
+	if _, err := d.log.read(journalHead, func(entries []entry) error {
+		for _, e := range entries {
+			if _, ok := e.message(); ok && !known[seqOf(e.key)] {
+				lost = append(lost, e)
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, e := range lost {
+		if err := d.write([]entry{e}); err != nil {
+			return fmt.Errorf("make good %s: %w", g.dir, err)
+		}
+	}
+	return nil
 }

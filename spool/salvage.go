@@ -19,27 +19,36 @@ func (r *journalReport) lose(j *journal, pieces []piece, group int64) (entries [
 			continue
 		}
 		r.lost++
-		for len(p.b) >= frameHead {
-			n := j.salvage(p, r, &entries)
-			if n >= int64(len(p.b)) || binary.BigEndian.Uint32(p.b[n:]) != frameMagic {
-				break
-			}
-			p = piece{p.b[n:], p.at + n}
+		frames, whole := p.frames()
+		for _, f := range frames {
+			entries = append(entries, j.salvage(f, whole, r)...)
 		}
 	}
 	return entries
 }
 
-// salvage looks at a frame that does not have its checksum, and returns its length by its own word. A message whose
-// content does not have its checksum either is damaged there and nowhere else: its record stands, and says that it is
-// damaged, so that it is held and never delivered. Where the content is right, or elsewhere, it is the record that can't
-// be trusted: then the message is named.
-func (j *journal) salvage(p piece, r *journalReport, entries *[]entry) int64 {
-	size := min(int64(binary.BigEndian.Uint32(p.b[8:])), int64(len(p.b)-frameHead))
-	length := min(frameHead+size+int64(binary.BigEndian.Uint32(p.b[12:])), int64(len(p.b)))
-	plain, err := j.open(bytes.Clone(p.b[frameHead:frameHead+size]), p.at)
+// frames divides a piece by what the heads in it say. It is whole if they fit: then no length in them is damaged, and
+// nothing that a sender wrote is taken for entries.
+func (p piece) frames() (list []piece, whole bool) {
+	for len(p.b) >= frameHead && binary.BigEndian.Uint32(p.b) == frameMagic {
+		n := frameHead + int64(binary.BigEndian.Uint32(p.b[8:])) + int64(binary.BigEndian.Uint32(p.b[12:]))
+		if n > int64(len(p.b)) {
+			return append(list, p), false
+		}
+		list = append(list, piece{p.b[:n], p.at})
+		p = piece{p.b[n:], p.at + n}
+	}
+	return list, len(p.b) == 0
+}
+
+// salvage looks at a frame that does not have its checksum. A message whose content does not have its checksum either is
+// damaged there and nowhere else: its record stands, and a state that says so, with which it is held and never delivered.
+// Where the content is right, or elsewhere, it is the record that can't be trusted: then the message is named.
+func (j *journal) salvage(f piece, whole bool, r *journalReport) (entries []entry) {
+	size := min(int64(binary.BigEndian.Uint32(f.b[8:])), int64(len(f.b)-frameHead))
+	plain, err := j.open(bytes.Clone(f.b[frameHead:frameHead+size]), f.at)
 	if err != nil {
-		return length
+		return nil
 	}
 	for d := (dec{b: plain}); len(d.b) > 0; {
 		e := entry{key: d.bytes()}
@@ -52,28 +61,28 @@ func (j *journal) salvage(p piece, r *journalReport, entries *[]entry) int64 {
 		if len(e.key) != len(messageKey(0)) || e.key[0] != 'm' || err != nil {
 			continue
 		}
-		if !j.contentAlone(m, p, size) {
+		if !whole || !j.contentAlone(m, f, size) {
 			r.missing = append(r.missing, m.env.ID)
 			continue
 		}
 		state := begin(m.env)
 		state.damaged = true
 		state.rev++
-		*entries = append(*entries, e, entry{key: progressKey(seqOf(e.key)), value: state.encode()})
+		entries = append(entries, e, entry{key: progressKey(seqOf(e.key)), value: state.encode()})
 		r.held = append(r.held, m.env.ID)
 	}
-	return length
+	return entries
 }
 
 // contentAlone reports whether the content of a message lies where it should in the frame, and is damaged.
-func (j *journal) contentAlone(m *message, p piece, size int64) bool {
-	from, to := m.at-p.at, m.at-p.at+m.size
+func (j *journal) contentAlone(m *message, f piece, size int64) bool {
+	from, to := m.at-f.at, m.at-f.at+m.size
 	if j.aead != nil {
 		to += int64(j.aead.Overhead())
 	}
-	if m.file != 0 || m.size < 0 || m.size > inlineMax || from < frameHead+size || to > int64(len(p.b)) {
+	if m.file != 0 || m.size < 0 || m.size > inlineMax || from < frameHead+size || to > int64(len(f.b)) {
 		return false
 	}
-	content, err := j.open(bytes.Clone(p.b[from:to]), m.at)
+	content, err := j.open(bytes.Clone(f.b[from:to]), m.at)
 	return err != nil || verify(content, m) != nil
 }
