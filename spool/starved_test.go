@@ -62,7 +62,9 @@ func starveOnce(s *Store, what string, free int) error {
 	var leases []mta.Lease
 	switch what { // it may be an error
 	case "claim":
-		leases, err = s.Claim(ctx, ask)
+		if leases, err = s.Claim(ctx, ask); err == nil && len(leases) == 0 { // it is put off
+			err = errNoFiles
+		}
 	case "body":
 		err = childRead(s, last.ID)
 	case "roll":
