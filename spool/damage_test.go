@@ -236,6 +236,7 @@ func scan(t *testing.T, p *patient, name string, harm func([]byte) []byte) scann
 func TestFlippedAndTornFilesAreDetectedAndNeverDelivered(t *testing.T) {
 	for sealing, key := range map[string]string{"clear": "", "sealed": writeKey(t)} {
 		t.Run(sealing, func(t *testing.T) {
+			tried := 0
 			t.Parallel()
 			p := newPatient(t, key)
 			kinds := make(map[string]int)
@@ -253,6 +254,9 @@ func TestFlippedAndTornFilesAreDetectedAndNeverDelivered(t *testing.T) {
 					continue // they are all alike
 				}
 				for _, harm := range harms {
+					if tried++; testing.Short() && tried%4 != 0 { // each is a process of its own
+						continue
+					}
 					t.Run(fmt.Sprintf("%s %s", strings.ReplaceAll(name, "/", " "), harm.name), func(t *testing.T) {
 						t.Parallel()
 						tryHarm(t, p, name, harm.do)

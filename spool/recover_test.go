@@ -135,9 +135,9 @@ func TestWhatARecoveryBuildsOnIsOnStableStorage(t *testing.T) {
 	cfg := testConfig(t)
 	tune := slow()
 	flaky := newFlaky(0, false)
-	fails := false
+	var fails atomic.Bool
 	tune.sync = func(f *os.File) error {
-		if fails && filepath.Base(f.Name()) == journalFile {
+		if fails.Load() && filepath.Base(f.Name()) == journalFile {
 			return flaky.fail(f)
 		}
 		return flaky.sync(f)
@@ -149,9 +149,9 @@ func TestWhatARecoveryBuildsOnIsOnStableStorage(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustPut(t, s, 3000, "keep@example.net")
-	fails = true
+	fails.Store(true)
 	s.evacuate(t.Context(), first)
-	fails = false
+	fails.Store(false)
 	crash(s)
 	s = openTest(t, cfg, tune)
 	s.removeDrained()
@@ -259,16 +259,16 @@ func TestAPageThatCantBeReadIsDamageAndNotTheEnd(t *testing.T) {
 func TestAGenerationThatCantBeMadeLeavesNothingBehind(t *testing.T) {
 	cfg := testConfig(t)
 	tune := slow()
-	fails := false
+	var fails atomic.Bool
 	tune.sync = func(*os.File) error {
-		if fails {
+		if fails.Load() {
 			return errDisk
 		}
 		return nil
 	}
 	s := openTest(t, cfg, tune)
 	defer closeTest(t, s)
-	fails = true
+	fails.Store(true)
 	before, _ := files()
 	for range 10 {
 		if _, err := s.create(s.number()); !errors.Is(err, errDisk) {
@@ -281,7 +281,7 @@ func TestAGenerationThatCantBeMadeLeavesNothingBehind(t *testing.T) {
 	if f := folders(t, cfg); len(f) != 1 {
 		t.Errorf("folders %v", f)
 	}
-	fails = false
+	fails.Store(false)
 }
 
 // Badger is told of an end before that is on the disk, and the index only after.
