@@ -24,14 +24,14 @@
 //	closed    its tables have the records, its journal the content; opened again when a delivery needs it
 //	left      its commit failed or was doubtful: read, never written to; what lives is copied to the active one
 //	drained   nothing in it lives: renamed, then removed
-//	damaged   read in part, or not at all: never removed, never stops the others
+//	damaged   read in part, or not at all: never removed, which is written down; never stops the others
 //
 // # Goroutines
 //
 // Each open database has one that writes (database.run): it groups what waits into one transaction and one sync, which
 // for a journal has a goroutine of its own. The keeper (Store.keep) closes, evacuates and removes generations, the
 // preparer (Store.prepare) makes the next one in advance. Each Watch has one that passes hints on. Close ends all of
-// them.
+// them. Alone a close that the disk does not answer is left to itself after a minute (generation.endDatabase).
 //
 // # Locks
 //

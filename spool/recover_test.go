@@ -20,6 +20,16 @@ func unsynced(tune tuning) tuning {
 	return tune
 }
 
+// failsWhile is a disk that fails for some time.
+func failsWhile(fails *atomic.Bool) func(*os.File) error {
+	return func(*os.File) error {
+		if fails.Load() {
+			return errDisk
+		}
+		return nil
+	}
+}
+
 // putMany stores n messages of one octet: nearly all that they take is their records.
 func putMany(t *testing.T, s *Store, n int, rcpts ...string) {
 	t.Helper()
@@ -260,12 +270,7 @@ func TestAGenerationThatCantBeMadeLeavesNothingBehind(t *testing.T) {
 	cfg := testConfig(t)
 	tune := slow()
 	var fails atomic.Bool
-	tune.sync = func(*os.File) error {
-		if fails.Load() {
-			return errDisk
-		}
-		return nil
-	}
+	tune.sync = failsWhile(&fails)
 	s := openTest(t, cfg, tune)
 	defer closeTest(t, s)
 	fails.Store(true)
@@ -331,12 +336,7 @@ func TestASettlementThatCouldNotBeStoredDamagesNothing(t *testing.T) {
 	cfg := testConfig(t)
 	tune := quick()
 	var fails atomic.Bool
-	tune.sync = func(*os.File) error {
-		if fails.Load() {
-			return errDisk
-		}
-		return nil
-	}
+	tune.sync = failsWhile(&fails)
 	s := openTest(t, cfg, tune)
 	env := mustPut(t, s, 100, "ann@example.org")
 	for range 5 {
