@@ -496,3 +496,88 @@ func TestWhatAMANIFESTLostComesBackFromTheJournal(t *testing.T) {
 		}
 	}
 }
+
+// interrupted has f change a closed generation and others, and gives what a kill leaves that came when the others were
+// written and the closed one was not.
+func interrupted(t *testing.T, s *Store, g *generation, f func()) {
+	t.Helper()
+	s.closeGeneration(g)
+	before := filepath.Join(t.TempDir(), "before")
+	if err := os.CopyFS(before, os.DirFS(g.dir)); err != nil {
+		t.Fatal(err)
+	}
+	f()
+	crash(s)
+	if err := errors.Join(os.RemoveAll(g.dir), os.CopyFS(g.dir, os.DirFS(before))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAMovedMessageDoesNotComeBackFromWhereItWas(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	moved, stays := mustPut(t, s, 3000, "ann@example.org"), mustPut(t, s, 3000, "bob@example.net")
+	first := s.active
+	if _, err := s.roll(first); err != nil {
+		t.Fatal(err)
+	}
+	second := s.active
+	interrupted(t, s, first, func() {
+		if err := s.move(first, []mta.ID{moved.ID}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	s = openTest(t, cfg, slow())
+	wantBody(t, s, moved.ID, 3000)
+	deliver(t, s, "example.org", func(mta.ID) bool { return false })
+	s.removeDrained()
+	if len(glob(t, cfg.Dir, filepath.Base(second.dir))) > 0 {
+		t.Fatal("the copy's generation is still there: that shows nothing")
+	}
+	crash(s)
+	s = openTest(t, cfg, slow())
+	defer closeTest(t, s)
+	wantBody(t, s, stays.ID, 3000)
+	if _, err := s.Get(t.Context(), moved.ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("it was delivered, and is back: %v", err)
+	}
+}
+
+func TestWhatAReportSaysOfAnotherGenerationHolds(t *testing.T) {
+	cfg := testConfig(t)
+	s := openTest(t, cfg, slow())
+	ended, tried := mustPut(t, s, 3000, "ann@example.org"), mustPut(t, s, 3000, "bob@example.net", "cat@example.net")
+	first := s.active
+	if _, err := s.roll(first); err != nil {
+		t.Fatal(err)
+	}
+	var reports []mta.Report
+	interrupted(t, s, first, func() {
+		for _, env := range []*mta.Envelope{ended, tried} {
+			l := mustClaim(t, s, mta.ClaimRequest{ID: env.ID})
+			st := settlement(l, mta.Returned, 550)
+			st.Results = st.Results[:1] // of two recipients one waits on
+			r := mta.Report{Envelope: testEnvelope("eve@example.com")}
+			r.Content = contentOf(r.Envelope.ID, 100)
+			st.Reports = []mta.Report{r}
+			if err := s.Settle(t.Context(), st)[0]; err != nil {
+				t.Fatal(err)
+			}
+			reports = append(reports, r)
+		}
+	})
+	for range 2 {
+		s = openTest(t, cfg, slow())
+		for _, r := range reports {
+			wantBody(t, s, r.Envelope.ID, 100)
+		}
+		if _, err := s.Get(t.Context(), ended.ID); !errors.Is(err, ErrNotFound) {
+			t.Errorf("it was returned, and is back: %v", err)
+		}
+		items, err := s.Get(t.Context(), tried.ID)
+		if err != nil || items[0].Rcpts[0].Outcome != mta.Returned || items[0].Rcpts[1].Outcome != mta.Deferred {
+			t.Errorf("%+v %v", items, err)
+		}
+		crash(s)
+	}
+}
