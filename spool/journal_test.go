@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -474,4 +475,14 @@ func FuzzReadJournal(f *testing.F) {
 	j := &journal{seed: 1234}
 	f.Add(frames(j, [][]entry{testWrite(1, []byte("x"))}, [][]entry{testWrite(2, []byte("y")), testWrite(3, nil)}))
 	f.Fuzz(func(t *testing.T, b []byte) { wantAllFrames(t, j, b) })
+}
+
+func TestARecordWithAnImpossiblePlaceHoldsNothing(t *testing.T) {
+	j := testJournal(t)
+	for _, at := range []int64{-1, 0, journalHead, math.MaxInt64, math.MaxInt64 - 50} {
+		m := &message{at: at, size: 100}
+		if j.contentAlone(m, piece{make([]byte, 400), journalHead}, 50) {
+			t.Errorf("at %d", at)
+		}
+	}
 }

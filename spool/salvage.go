@@ -80,7 +80,7 @@ func (j *journal) contentAlone(m *message, f piece, size int64) bool {
 	if j.aead != nil {
 		to += int64(j.aead.Overhead())
 	}
-	if m.file != 0 || m.size < 0 || m.size > inlineMax || from < frameHead+size || to > int64(len(f.b)) {
+	if m.file != 0 || m.size < 0 || m.size > inlineMax || from < frameHead+size || from > int64(len(f.b)) || to > int64(len(f.b)) {
 		return false
 	}
 	content, err := j.open(bytes.Clone(f.b[from:to]), m.at)

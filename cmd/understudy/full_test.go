@@ -97,6 +97,16 @@ func (s *server) untilDrained() {
 	}
 }
 
+// wantAllOnce waits until nothing waits, and wants all that was taken to have come once.
+func (s *server) wantAllOnce(t *testing.T, p *testkit.Primary, b *book) {
+	t.Helper()
+	s.untilDrained()
+	if doubles := b.arrived(t, p); doubles > 0 {
+		t.Errorf("%d messages came twice", doubles)
+	}
+	s.stop()
+}
+
 // takesOne gives one message, which must be taken.
 func (s *server) takesOne(t *testing.T, b *book) {
 	t.Helper()
@@ -171,11 +181,7 @@ func TestADiskThatOthersFilledToTheLastOctetIsOpenedAndDrained(t *testing.T) {
 	othersGo(t, disk)
 	s.untilReady()
 	s.takesOne(t, b)
-	s.untilDrained()
-	if doubles := b.arrived(t, p); doubles > 0 {
-		t.Errorf("%d messages came twice", doubles)
-	}
-	s.stop()
+	s.wantAllOnce(t, p, b)
 }
 
 func TestAFullDiskWithoutBallastIsNamedAtTheStartAndLosesNothing(t *testing.T) {
@@ -195,9 +201,5 @@ func TestAFullDiskWithoutBallastIsNamedAtTheStartAndLosesNothing(t *testing.T) {
 	othersGo(t, disk)
 	p.Start()
 	s.start()
-	s.untilDrained()
-	if doubles := b.arrived(t, p); doubles > 0 {
-		t.Errorf("%d messages came twice", doubles)
-	}
-	s.stop()
+	s.wantAllOnce(t, p, b)
 }

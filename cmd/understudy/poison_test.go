@@ -106,11 +106,7 @@ func TestSyncsThatFailNowAndThenAreNever250AndNothingIsLost(t *testing.T) {
 	s.under = nil
 	s.start()
 	p.Start()
-	s.untilDrained()
-	if doubles := b.arrived(t, p); doubles > 0 {
-		t.Errorf("%d messages came twice", doubles)
-	}
-	s.stop()
+	s.wantAllOnce(t, p, b)
 }
 
 func TestWhileNoSyncSucceedsNothingGetsA250AndItIsSaid(t *testing.T) {
@@ -147,9 +143,5 @@ func TestWhileNoSyncSucceedsNothingGetsA250AndItIsSaid(t *testing.T) {
 	s.kill()
 	s.start()
 	p.Start()
-	s.untilDrained()
-	if doubles := b.arrived(t, p); doubles > 0 {
-		t.Errorf("%d messages came twice", doubles)
-	}
-	s.stop()
+	s.wantAllOnce(t, p, b)
 }
